@@ -1,0 +1,1 @@
+//! Emulated CUDA driver for tests.
