@@ -69,6 +69,11 @@ impl Device {
         }
     }
 
+    /// Whether work can be recorded and replayed.
+    pub fn has_graphs(&self) -> bool {
+        matches!(self, Self::Cuda(_))
+    }
+
     /// Records what `work` enqueues instead of running it. `None` where the device has no graphs (the CPU): then
     /// the caller runs the work itself. Inside `work` nothing may allocate, copy from the host or synchronise.
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {

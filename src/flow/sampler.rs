@@ -117,11 +117,11 @@ impl<'m> Sampler<'m> {
         let model = self.model;
         self.set_labels(classes)?;
         model.device.run(|| {
-            if self.graph.is_none() {
-                // Recording must not load code, so one evaluation runs before it; it leaves x as it was because
-                // nothing but `acts` is written.
+            if self.graph.is_none() && model.device.has_graphs() {
+                // Recording must not load code, so one evaluation and one counted step that is taken back run before
+                // it; x stays as it is, because only `acts` and the counter are written.
                 self.evaluate()?;
-                self.graph = model.device.clone().capture(|| self.trajectory())?;
+                self.graph = model.device.capture(|| self.trajectory())?;
             }
             self.counter.write_u32(&model.device, &[0])?;
             match &self.graph {
