@@ -1,0 +1,3 @@
+//! Devices and the kernels they run.
+
+pub mod images;
