@@ -32,7 +32,6 @@ fn run() -> Result<(), String> {
         Found::Nvcc(nvcc) => {
             // The folder and not its files: a new kernel must be seen too.
             println!("cargo:rerun-if-changed=kernels");
-            compile::NVCC_VARIABLES.iter().for_each(|name| println!("cargo:rerun-if-env-changed={name}"));
             let cache = target_folder(&out)?.join("kernels");
             let images = compile::compile_all(&root, &cache, &nvcc)?;
             write_index(&cache.join("index.tsv"), &nvcc, &images)?;

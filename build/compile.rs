@@ -35,13 +35,18 @@ const fn cubin(arch: &'static str, rust: &'static str) -> Target {
 
 /// Flags of every compilation. `--resource-usage` writes registers, spills and shared memory to the log that
 /// `tools/kernel-table` reads.
-const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "--resource-usage", "-lineinfo"];
+const FLAGS: [&str; 3] = ["-std=c++17", "-O3", "--resource-usage"];
+
+/// Set to 1, it keeps file and line in the images for profilers and compute-sanitizer. Off by default: it makes machine
+/// code three to four times as large (a fused attention kernel 24 kB, with lines 81 kB) and puts paths of the building
+/// machine into the binary.
+const LINEINFO: &str = "ARCLET_LINEINFO";
 
 /// Kernels whose numbers must have the same bits as the host's: nothing may be contracted into an fma.
 const EXACT: [&str; 1] = ["rng"];
 
-/// Variables that change what nvcc does.
-pub const NVCC_VARIABLES: [&str; 3] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
+/// Variables by which nvcc itself is told what to do.
+const NVCC_VARIABLES: [&str; 3] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
 
 /// One kernel file for one target.
 pub struct Image {
@@ -59,6 +64,7 @@ pub struct Image {
 
 /// Compiles what the cache lacks; returns the images of all kernels, or everything that nvcc had to say.
 pub fn compile_all(root: &Path, cache: &Path, nvcc: &Nvcc) -> Result<Vec<Image>, String> {
+    NVCC_VARIABLES.iter().chain([&LINEINFO]).for_each(|name| println!("cargo:rerun-if-env-changed={name}"));
     fs::create_dir_all(cache).map_err(|e| format!("cannot create {}: {e}", cache.display()))?;
     let mut images = Vec::new();
     for kernel in sources::kernels(root)? {
@@ -87,6 +93,9 @@ pub fn compile_all(root: &Path, cache: &Path, nvcc: &Nvcc) -> Result<Vec<Image>,
 fn plan(kernel: &Path, source: Fnv128, target: &'static Target, cache: &Path, nvcc: &Nvcc) -> Image {
     let module = kernel.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let mut arguments: Vec<String> = FLAGS.iter().map(ToString::to_string).collect();
+    if env::var_os(LINEINFO).is_some_and(|v| v == "1") {
+        arguments.push("-lineinfo".into());
+    }
     if EXACT.contains(&module.as_str()) {
         arguments.push("-fmad=false".into());
     }
