@@ -305,13 +305,13 @@ __device__ __forceinline__ void attention_f32(const float* __restrict__ q, const
   for (int i = 0; i < 4; ++i) {
     const float inverse = 1.f / dev::warp_sum<16>(sum[i]);
     const int row = q0 + warp * 8 + half * 4 + i;
+    if (row >= s.q_len) continue;
+    float* to = o + static_cast<size_t>(row) * s.out_stride + lane * 4;
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const int col = lane * 4 + c * 64;
-      if (row >= s.q_len || col >= s.head_dim) continue;
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[i][c][e] *= inverse;
-      dev::store_vec(o + static_cast<size_t>(row) * s.out_stride + col, acc[i][c]);
+      if (lane * 4 + c * 64 < s.head_dim) dev::store_vec(to + c * 64, acc[i][c]);
     }
   }
 }
