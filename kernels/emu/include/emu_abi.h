@@ -77,13 +77,14 @@ void ldmatrix(uint32_t* regs, const void* row, int matrices, bool transposed, Si
 void mma_m16n8k16(float* d, const uint32_t* a, uint32_t b0, uint32_t b1, bool bf16, Site);
 
 // ---- kernel metadata: one record per exported kernel, collected by the linker in section `emu_kernels` ----
-struct KernelInfo {
+struct alignas(32) KernelInfo {
   const char* name;
   void (*entry)(void** params);
   uint32_t checked;  // 1: compiled with the access hooks
   uint32_t params;
   const uint32_t* sizes;  // bytes of each parameter
 };
+static_assert(sizeof(KernelInfo) == 32, "the linker packs the records without gaps");
 
 template <class F> struct Params;
 template <class... A> struct Params<void (*)(A...)> {
