@@ -2,4 +2,5 @@
 //! NVIDIA GPU, fused loops on the CPU everywhere else.
 
 pub mod error;
+pub mod rng;
 pub mod tensor;
