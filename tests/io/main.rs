@@ -3,8 +3,10 @@
 
 mod atomic;
 mod checkpoint;
+mod h5;
 mod header;
 mod npy;
+mod object_npy;
 mod preview;
 
 use std::fmt::Debug;
