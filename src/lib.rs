@@ -3,4 +3,11 @@
 
 pub mod device;
 pub mod error;
+pub mod flow;
+pub mod io;
+mod math;
+pub mod models;
+pub mod nn;
+pub mod ops;
+pub mod rng;
 pub mod tensor;

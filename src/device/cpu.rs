@@ -1,0 +1,69 @@
+//! The CPU: a thread pool of its own and run-time dispatch to the widest vector instructions.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+
+/// A pool of worker threads. Results of operations do not depend on how many there are.
+#[derive(Clone)]
+pub struct Cpu {
+    pool: Arc<rayon::ThreadPool>,
+}
+
+impl Cpu {
+    /// A pool of `threads` workers; 0 takes as many as the machine offers.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the operating system refuses the threads.
+    pub fn new(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("arclet-{i}"))
+            .build()
+            .map_err(|e| Error::Runtime(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Self { pool: Arc::new(pool) })
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` on the pool.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
+    /// The dispatch level of this CPU, for instance `cpu (avx2+fma)`.
+    pub fn description(&self) -> String {
+        format!("cpu ({})", dispatch_level())
+    }
+}
+
+/// Name of the vector extension that the loops and `gemm` use on this machine.
+pub fn dispatch_level() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if pulp::x86::V4::is_available() {
+            return "avx512";
+        }
+        if pulp::x86::V3::is_available() {
+            return "avx2+fma";
+        }
+        "sse2"
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        "neon"
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        "portable"
+    }
+}
+
+/// Runs `loops` compiled for the widest vector instructions of this machine.
+#[inline(always)]
+pub fn vectorize<R>(loops: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(loops)
+}

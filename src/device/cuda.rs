@@ -1,0 +1,364 @@
+//! One NVIDIA GPU through cudarc: a stream, the loaded kernel modules, launches, and graph capture.
+//!
+//! Everything is enqueued on one non-default stream, so operations run in program order and device memory needs no
+//! events. The driver library is loaded at run time; without it [`Cuda::new`] is an error, never a panic.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, sys};
+use cudarc::nvrtc::Ptx;
+
+use super::images::KernelImages;
+use crate::error::{Error, Result};
+
+/// Oldest compute capability that the kernels run on (cp.async, bf16 tensor cores).
+pub const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
+/// Oldest CUDA driver API version that the calls used here exist in (`cuLaunchKernelEx`).
+pub const MIN_DRIVER_VERSION: i32 = 12_000;
+
+/// A GPU with its stream and kernels. Cloning shares them.
+#[derive(Clone)]
+pub struct Cuda {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ordinal: usize,
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    images: KernelImages,
+    compute_capability: (i32, i32),
+    modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
+    functions: Mutex<HashMap<String, Arc<Function>>>,
+}
+
+struct Function {
+    function: CudaFunction,
+    /// Dynamic shared memory that the driver was told to allow.
+    shared_limit: Mutex<u32>,
+}
+
+/// Untyped device memory of one tensor.
+pub struct DeviceBuffer {
+    slice: CudaSlice<u8>,
+}
+
+impl DeviceBuffer {
+    /// Device address of the first byte.
+    pub fn address(&self) -> u64 {
+        let (pointer, _sync) = self.slice.device_ptr(self.slice.stream());
+        pointer
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.slice.len()
+    }
+
+    /// True for a buffer of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.slice.len() == 0
+    }
+}
+
+/// One kernel launch, described once: pointers first, then one spec struct by value.
+pub struct Launch<'a> {
+    /// The `.cu` file that holds the kernel.
+    pub module: &'static str,
+    /// Exported name.
+    pub kernel: String,
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads per block.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes.
+    pub shared_bytes: u32,
+    /// Device addresses, in the kernel's order; 0 for a null pointer.
+    pub pointers: &'a [u64],
+    /// Bytes of the spec struct; empty for a kernel without one.
+    pub spec: &'a [u8],
+}
+
+/// A recorded CUDA graph, ready to launch on the device's stream.
+pub struct CudaGraph {
+    graph: cudarc::driver::CudaGraph,
+}
+
+impl CudaGraph {
+    /// Enqueues the graph.
+    pub fn launch(&self) -> Result<()> {
+        self.graph.launch().map_err(driver_error("graph launch"))
+    }
+}
+
+/// What the driver offers, asked without creating a context.
+pub struct Probe {
+    /// CUDA version of the driver, as 1000 major + 10 minor.
+    pub driver_version: i32,
+    /// Name, compute capability and memory of each device.
+    pub devices: Vec<DeviceInfo>,
+}
+
+/// One GPU as the driver describes it.
+pub struct DeviceInfo {
+    /// Marketing name.
+    pub name: String,
+    /// Compute capability (major, minor).
+    pub compute_capability: (i32, i32),
+    /// Memory in bytes.
+    pub memory: usize,
+}
+
+/// Asks the driver what there is.
+///
+/// # Errors
+/// [`Error::Device`] with one line that says what is missing: no driver library, a driver that is too old, or no GPU.
+pub fn probe() -> Result<Probe> {
+    // SAFETY: only tries to open the shared library; its initialisers are the driver's own.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::device("no NVIDIA driver: libcuda.so was not found"));
+    }
+    let fail = |what| driver_error(what);
+    cudarc::driver::result::init().map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => Error::device("the NVIDIA driver reports no GPU"),
+        _ => fail("driver initialisation")(e),
+    })?;
+    let mut driver_version = 0;
+    // SAFETY: the pointer is to a live i32.
+    unsafe { sys::cuDriverGetVersion(&mut driver_version) }.result().map_err(fail("driver version"))?;
+    let mut devices = Vec::new();
+    let count = cudarc::driver::result::device::get_count().map_err(fail("device count"))?;
+    for ordinal in 0..count {
+        use cudarc::driver::result::device;
+        use sys::CUdevice_attribute_enum as Attribute;
+        let dev = device::get(ordinal).map_err(fail("device"))?;
+        // SAFETY: `dev` was returned by the driver just now.
+        let (major, minor, memory) = unsafe {
+            (
+                device::get_attribute(dev, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+                device::get_attribute(dev, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+                device::total_mem(dev),
+            )
+        };
+        devices.push(DeviceInfo {
+            name: device::get_name(dev).map_err(fail("device name"))?,
+            compute_capability: (major.map_err(fail("attribute"))?, minor.map_err(fail("attribute"))?),
+            memory: memory.map_err(fail("device memory"))?,
+        });
+    }
+    if devices.is_empty() {
+        return Err(Error::device("the NVIDIA driver reports no GPU"));
+    }
+    Ok(Probe { driver_version, devices })
+}
+
+impl Cuda {
+    /// Opens GPU `ordinal` with the kernels in `images`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no driver, it is older than [`MIN_DRIVER_VERSION`], there is no such GPU, it is
+    /// older than [`MIN_COMPUTE_CAPABILITY`], or `images` holds no kernels for it.
+    pub fn new(ordinal: usize, images: KernelImages) -> Result<Self> {
+        let probe = probe()?;
+        if probe.driver_version < MIN_DRIVER_VERSION {
+            return Err(Error::device(format!(
+                "the NVIDIA driver supports CUDA {}.{}; 12.0 or newer is needed",
+                probe.driver_version / 1000,
+                probe.driver_version % 1000 / 10
+            )));
+        }
+        let info = probe.devices.get(ordinal).ok_or_else(|| {
+            Error::device(format!("no GPU number {ordinal}: the driver reports {}", probe.devices.len()))
+        })?;
+        if info.compute_capability < MIN_COMPUTE_CAPABILITY {
+            let (major, minor) = info.compute_capability;
+            return Err(Error::device(format!(
+                "{} has compute capability {major}.{minor}; the kernels need 8.0 or newer",
+                info.name
+            )));
+        }
+        if images.is_empty() {
+            return Err(Error::device(
+                "this binary has no GPU kernels: install nvcc with `tools/setup-cuda` and build again",
+            ));
+        }
+        let context = CudaContext::new(ordinal).map_err(driver_error("context"))?;
+        // SAFETY: every use of device memory is on the one stream created below, in program order.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(driver_error("stream"))?;
+        let inner = Inner {
+            ordinal,
+            stream,
+            images,
+            compute_capability: info.compute_capability,
+            context,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// `cuda:0`.
+    pub fn name(&self) -> String {
+        format!("cuda:{}", self.inner.ordinal)
+    }
+
+    /// GPU model and compute capability.
+    pub fn description(&self) -> String {
+        let (major, minor) = self.inner.compute_capability;
+        format!("{} (sm_{major}{minor})", self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into()))
+    }
+
+    /// Allocates `bytes` zeroed bytes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the bytes that are free.
+    pub fn alloc(&self, bytes: usize) -> Result<DeviceBuffer> {
+        match self.inner.stream.alloc_zeros::<u8>(bytes) {
+            Ok(slice) => Ok(DeviceBuffer { slice }),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (free, _) = self.inner.context.mem_get_info().unwrap_or((0, 0));
+                Err(Error::OutOfMemory { device: self.name(), asked: bytes, free })
+            }
+            Err(e) => Err(driver_error("allocation")(e)),
+        }
+    }
+
+    /// Copies host bytes to the start of `to` and waits for the copy.
+    pub fn upload(&self, from: &[u8], to: &mut DeviceBuffer) -> Result<()> {
+        self.inner.stream.memcpy_htod(from, &mut to.slice).map_err(driver_error("copy to the device"))?;
+        self.synchronize()
+    }
+
+    /// Copies the first `to.len()` bytes of `from` to the host and waits for the copy.
+    pub fn download(&self, from: &DeviceBuffer, to: &mut [u8]) -> Result<()> {
+        let view = from.slice.slice(..to.len());
+        self.inner.stream.memcpy_dtoh(&view, to).map_err(driver_error("copy from the device"))?;
+        self.synchronize()
+    }
+
+    /// Waits for the stream.
+    pub fn synchronize(&self) -> Result<()> {
+        self.inner.stream.synchronize().map_err(driver_error("kernel"))
+    }
+
+    /// Device memory as (free, total) bytes.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.inner.context.mem_get_info().map_err(driver_error("memory information"))
+    }
+
+    /// Enqueues one kernel.
+    pub fn launch(&self, launch: &Launch) -> Result<()> {
+        let function = self.function(launch)?;
+        let mut pointers: Vec<u64> = launch.pointers.to_vec();
+        let mut params: Vec<*mut c_void> = pointers.iter_mut().map(|p| (p as *mut u64).cast()).collect();
+        if !launch.spec.is_empty() {
+            params.push(launch.spec.as_ptr().cast_mut().cast());
+        }
+        let [grid_x, grid_y, grid_z] = launch.grid;
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid_x,
+            gridDimY: grid_y,
+            gridDimZ: grid_z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.inner.stream.cu_stream(),
+            attrs: std::ptr::null_mut(),
+            numAttrs: 0,
+        };
+        self.inner.context.bind_to_thread().map_err(driver_error("context"))?;
+        // SAFETY: `params` holds one pointer per kernel parameter, each to a live value of the parameter's size (the
+        // ops state the kernel's signature; a test compares every spec struct with the C side).
+        let status = unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                function.function.cu_function(),
+                params.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        status.result().map_err(|e| Error::device(format!("launch of {}: {}", launch.kernel, describe(e))))
+    }
+
+    /// Records what `work` launches into a graph; see [`super::Device::capture`].
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+        let stream = &self.inner.stream;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        stream.begin_capture(mode).map_err(driver_error("begin capture"))?;
+        let worked = work();
+        // The capture is ended even when `work` failed, so that the stream is usable again.
+        let ended = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        worked?;
+        let graph = ended.map_err(driver_error("end capture"))?;
+        graph.map(|graph| CudaGraph { graph }).ok_or_else(|| Error::device("capture recorded no work"))
+    }
+
+    fn function(&self, launch: &Launch) -> Result<Arc<Function>> {
+        let mut functions = self.inner.functions.lock().expect("no thread panics while it holds this lock");
+        let function = match functions.get(&launch.kernel) {
+            Some(function) => function.clone(),
+            None => {
+                let function = self.module(launch.module)?.load_function(&launch.kernel).map_err(|e| {
+                    Error::device(format!("kernel {} is not in module {}: {}", launch.kernel, launch.module, describe(e)))
+                })?;
+                let function = Arc::new(Function { function, shared_limit: Mutex::new(48 << 10) });
+                functions.insert(launch.kernel.clone(), function.clone());
+                function
+            }
+        };
+        let mut limit = function.shared_limit.lock().expect("no thread panics while it holds this lock");
+        if launch.shared_bytes > *limit {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.function.set_attribute(attribute, launch.shared_bytes as i32).map_err(|e| {
+                Error::device(format!(
+                    "{} needs {} bytes of shared memory per block, more than this GPU has: {}",
+                    launch.kernel,
+                    launch.shared_bytes,
+                    describe(e)
+                ))
+            })?;
+            *limit = launch.shared_bytes;
+        }
+        drop(limit);
+        Ok(function)
+    }
+
+    fn module(&self, name: &'static str) -> Result<Arc<CudaModule>> {
+        let mut modules = self.inner.modules.lock().expect("no thread panics while it holds this lock");
+        if let Some(module) = modules.get(name) {
+            return Ok(module.clone());
+        }
+        let image = self.inner.images.select(name, self.inner.compute_capability)?;
+        let module = self
+            .inner
+            .context
+            .load_module(Ptx::from_binary(terminated(&image.bytes)))
+            .map_err(|e| Error::device(format!("cannot load the kernels of {name}: {}", describe(e))))?;
+        modules.insert(name, module.clone());
+        Ok(module)
+    }
+}
+
+/// PTX is text and must end in a zero byte; for a cubin the extra byte means nothing.
+fn terminated(image: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(image.len() + 1);
+    bytes.extend_from_slice(image);
+    bytes.push(0);
+    bytes
+}
+
+fn describe(error: DriverError) -> String {
+    let name = error.error_name().ok().and_then(|n| n.to_str().ok()).unwrap_or("unknown driver error").to_owned();
+    match error.error_string().ok().and_then(|s| s.to_str().ok()) {
+        Some(text) => format!("{name} ({text})"),
+        None => name,
+    }
+}
+
+fn driver_error(what: &'static str) -> impl Fn(DriverError) -> Error {
+    move |e| Error::device(format!("{what} failed: {}", describe(e)))
+}

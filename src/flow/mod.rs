@@ -1,0 +1,4 @@
+//! Sampling: the path from noise to data, the solvers that follow it, guidance, and the loop.
+
+pub mod sampler;
+pub mod schedule;

@@ -1,0 +1,170 @@
+//! The sampling loop: noise in, images out, everything between on the device.
+
+use super::schedule::Schedule;
+use crate::device::Graph;
+use crate::error::{Error, Result};
+use crate::models::config::Prediction;
+use crate::models::{Acts, Inputs, Model};
+use crate::nn::no_tap;
+use crate::ops::noise::normal;
+use crate::ops::solver::{SolverOptions, SolverState, advance, solver_state, solver_step, step_table};
+use crate::tensor::Tensor;
+
+/// How a trajectory is guided and ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerOptions {
+    /// Classifier-free guidance scale (Ho and Salimans, arXiv 2207.12598); 1 is off.
+    pub guidance: f32,
+    /// Whether images are clamped to the model's value range at the end.
+    pub clamp: bool,
+}
+
+/// Draws batches of images from one model along one schedule. Buffers are allocated once; on a GPU the whole loop is
+/// one graph, recorded at the first batch.
+pub struct Sampler<'m> {
+    model: &'m Model,
+    batch: usize,
+    evaluations: usize,
+    options: SolverOptions,
+    state: SolverState,
+    acts: Acts,
+    times: Tensor,
+    steps: Tensor,
+    counter: Tensor,
+    labels: Tensor,
+    graph: Option<Graph>,
+}
+
+impl<'m> Sampler<'m> {
+    /// A sampler of `batch` images at a time.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for guidance on an unconditional model or an empty batch; [`Error::Input`]-like refusal of a
+    /// model that predicts no velocity; [`Error::OutOfMemory`].
+    pub fn new(model: &'m Model, schedule: &Schedule, batch: usize, options: SamplerOptions) -> Result<Self> {
+        let config = &model.config;
+        if config.prediction != Prediction::Velocity {
+            return Err(Error::input("model", "predicts epsilon; sampling needs a velocity model until DDIM exists"));
+        }
+        let guided = options.guidance != 1.0;
+        if guided && config.classes.is_none() {
+            return Err(Error::usage(format!(
+                "guidance scale {} needs a class-conditional model; this one is unconditional",
+                options.guidance
+            )));
+        }
+        if batch == 0 {
+            return Err(Error::usage("the batch is 0, at least 1 expected"));
+        }
+        let device = &model.device;
+        // Guidance runs the conditional and the unconditional model as one batch of twice the size.
+        let model_batch = if guided { 2 * batch } else { batch };
+        let shape = [batch, config.in_channels, config.image_size, config.image_size];
+        Ok(Self {
+            batch,
+            evaluations: schedule.evaluations(),
+            options: SolverOptions {
+                guidance: guided.then_some(options.guidance),
+                clamp: options.clamp.then_some(config.value_range),
+            },
+            state: solver_state(device, model.dtype, &shape)?,
+            acts: model.acts(model_batch)?,
+            times: model.time_table(&schedule.times)?,
+            steps: step_table(device, &schedule.steps)?,
+            counter: Tensor::from_u32(device, &[1], &[0])?,
+            labels: Tensor::from_u32(device, &[model_batch], &vec![0; model_batch])?,
+            graph: None,
+            model,
+        })
+    }
+
+    /// Number of images of a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Sets the starting noise to that of images `first`, `first + 1`, ... of `seed`.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn draw_noise(&mut self, seed: u64, first: u64) -> Result<()> {
+        let (device, x) = (&self.model.device, &mut self.state.x);
+        device.run(|| normal(device, seed, first, x))
+    }
+
+    /// Sets the starting noise [batch, C, H, W] to given numbers.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if there are not as many as a batch has.
+    pub fn set_noise(&mut self, noise: &[f32]) -> Result<()> {
+        self.state.x.write_f32(&self.model.device, noise)
+    }
+
+    /// The state x [batch, C, H, W]: the noise before [`Self::run`], the images after it.
+    ///
+    /// # Errors
+    /// The device's, among them those of kernels that ran.
+    pub fn state(&self) -> Result<Vec<f32>> {
+        self.state.x.to_f32(&self.model.device)
+    }
+
+    /// Follows the schedule from the noise that was set; `classes` holds one class per image for a conditional model
+    /// and nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is not one class per image or the model lacks it; the device's errors.
+    pub fn run(&mut self, classes: &[usize]) -> Result<()> {
+        let model = self.model;
+        self.set_labels(classes)?;
+        model.device.run(|| {
+            if self.graph.is_none() && model.device.has_graphs() {
+                // Recording must not load code, so one evaluation and one counted step that is taken back run before
+                // it; x stays as it is, because only `acts` and the counter are written.
+                self.evaluate()?;
+                self.graph = model.device.capture(|| self.trajectory())?;
+            }
+            self.counter.write_u32(&model.device, &[0])?;
+            match &self.graph {
+                Some(graph) => graph.launch(),
+                None => self.trajectory(),
+            }
+        })?;
+        model.device.synchronize()
+    }
+
+    fn set_labels(&mut self, classes: &[usize]) -> Result<()> {
+        let Some(known) = &self.model.config.classes else {
+            return if classes.is_empty() {
+                Ok(())
+            } else {
+                Err(Error::usage("classes were given, but this model is unconditional"))
+            };
+        };
+        if classes.len() != self.batch {
+            return Err(Error::usage(format!("{} classes given for {} images", classes.len(), self.batch)));
+        }
+        if let Some(class) = classes.iter().find(|&&c| c > known.null) {
+            return Err(Error::usage(format!("class {class} is unknown, 0 to {} expected", known.names.len() - 1)));
+        }
+        let mut labels: Vec<u32> = classes.iter().map(|&c| c as u32).collect();
+        labels.resize(self.labels.len(), known.null as u32);
+        self.labels.write_u32(&self.model.device, &labels)
+    }
+
+    fn trajectory(&mut self) -> Result<()> {
+        let device = &self.model.device;
+        for _ in 0..self.evaluations {
+            self.evaluate()?;
+            let output = &self.acts.output;
+            solver_step(device, &mut self.state, output, &self.steps, &self.counter, self.options)?;
+            advance(device, &mut self.counter)?;
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<()> {
+        let inputs =
+            Inputs { x: &self.state.x, times: &self.times, counter: &self.counter, labels: &self.labels };
+        self.model.forward(inputs, &mut self.acts, &mut no_tap)
+    }
+}

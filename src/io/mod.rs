@@ -1,0 +1,49 @@
+//! Files in and out: safetensors checkpoints, NumPy arrays, PNG previews, digests, HDF5.
+//!
+//! A leaf of the crate: knows errors and element types only. Everything read here is untrusted, so every size is
+//! checked against the length of the file before memory is taken, nothing read is ever executed, and a refusal
+//! names the file, the field, what was found and what was expected. Everything written goes to a temporary name,
+//! is synced, then renamed.
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod colormap;
+mod decode;
+pub mod digest;
+pub mod dtype;
+mod folder;
+mod foreign;
+pub mod header;
+pub mod json;
+mod mapped;
+pub mod npy;
+mod npy_header;
+pub mod npy_writer;
+pub mod png;
+pub mod safetensors;
+
+pub use self::atomic::{AtomicFile, write_atomic};
+pub use self::checkpoint::Checkpoint;
+pub use self::digest::{sha256_file, sha256_hex};
+pub use self::dtype::FileDType;
+pub use self::npy::{NonFinite, Npy, NpyData, read_npy, read_npy_f32};
+pub use self::npy_writer::{NpyWriter, write_npy_f32};
+pub use self::png::{GridLayout, GridPng, write_grid_png};
+pub use self::safetensors::{TensorBytes, write_safetensors};
+
+/// `text` in quotes, control characters escaped and cut at 120 characters: names from hostile files go into
+/// messages through this.
+pub(crate) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(120) {
+        Some((cut, _)) => format!("{:?}...", &text[..cut]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// Empty vector with room for `len` elements, or `None` where the memory cannot be had. Sizes come from files, so
+/// running out must be an error and not an abort.
+pub(crate) fn try_with_capacity<T>(len: usize) -> Option<Vec<T>> {
+    let mut out = Vec::new();
+    out.try_reserve_exact(len).ok()?;
+    Some(out)
+}

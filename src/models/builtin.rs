@@ -1,0 +1,130 @@
+//! Models without files: full-size networks whose weights are an integer hash of (name, index), so that speed and
+//! goldens need no download, and the fixed position table of DiT.
+
+use super::config::{Architecture, Classes, ModelConfig, Prediction};
+use super::specs;
+use crate::error::{Error, Result};
+use crate::nn::params::WeightSource;
+use crate::ops::embed::Sinusoid;
+
+/// A network whose parameters follow from their names.
+pub struct HashWeights {
+    config: ModelConfig,
+    /// What the hashed names begin with, before our own.
+    prefix: &'static str,
+}
+
+/// Names that [`find`] knows.
+pub const NAMES: [&str; 2] = ["vit-b16", "nanodit"];
+
+/// The hash-weighted model called `name`, if it is one.
+pub fn find(name: &str) -> Option<HashWeights> {
+    match name {
+        "vit-b16" => Some(HashWeights { config: vit_b16(), prefix: "unet." }),
+        "nanodit" => Some(HashWeights { config: nanodit(), prefix: "" }),
+        _ => None,
+    }
+}
+
+impl HashWeights {
+    /// What the network is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+}
+
+impl WeightSource for HashWeights {
+    fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let spec = specs(&self.config).into_iter().find(|s| s.name == name);
+        let shape = spec.ok_or_else(|| Error::Runtime(format!("no parameter {name}")))?.shape;
+        if self.config.architecture == Architecture::Dit && name == "pos_embed" {
+            return Ok(sincos_positions(self.config.hidden_size, self.config.image_size / self.config.patch_size));
+        }
+        Ok(hashed(&format!("{}{name}", self.prefix), &shape))
+    }
+}
+
+/// Uniform numbers in [-1, 1) from the FNV-1a hash of `key` and the splitmix64 sequence that starts there.
+pub fn hash_uniform(key: &str, n: usize) -> impl Iterator<Item = f64> {
+    let start = key.bytes().fold(14_695_981_039_346_656_037u64, |h, b| (h ^ b as u64).wrapping_mul(1_099_511_628_211));
+    (0..n as u64).map(move |i| {
+        let mut z = start.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        z ^= z >> 30;
+        z = z.wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z ^= z >> 27;
+        z = z.wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^= z >> 31;
+        2.0 * ((z >> 40) as f64 / (1u64 << 24) as f64) - 1.0
+    })
+}
+
+/// Scaled so that activations keep their size through the network.
+fn hashed(key: &str, shape: &[usize]) -> Vec<f32> {
+    let values = hash_uniform(key, shape.iter().product());
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let fan_in: usize = shape[1..].iter().product();
+    let scale = (3.0 / fan_in as f64).sqrt();
+    let value = |s: f64| match (last, shape.len()) {
+        ("pos_embed" | "cls_token", _) => 0.5 * s,
+        ("weight", 1) => 1.0 + 0.2 * s,
+        (_, 1) => 0.1 * s,
+        _ => s * scale,
+    };
+    values.map(|s| value(s) as f32).collect()
+}
+
+/// DiT's fixed positions [side^2, dim]: half of a row encodes the column, half the row, each as sines then cosines
+/// (Peebles and Xie, arXiv 2212.09748).
+pub fn sincos_positions(dim: usize, side: usize) -> Vec<f32> {
+    let quarter = dim / 4;
+    let omega = |i: usize| 1.0 / 10_000f64.powf(i as f64 / quarter as f64);
+    let mut table = Vec::with_capacity(side * side * dim);
+    for row in 0..side {
+        for column in 0..side {
+            for at in [column as f64, row as f64] {
+                table.extend((0..quarter).map(|i| (at * omega(i)).sin() as f32));
+                table.extend((0..quarter).map(|i| (at * omega(i)).cos() as f32));
+            }
+        }
+    }
+    table
+}
+
+/// The lensing notebooks' flow-matching ViT-B/16 at 224 x 224.
+fn vit_b16() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::FlowVit,
+        image_size: 224,
+        patch_size: 16,
+        in_channels: 1,
+        out_channels: 1,
+        hidden_size: 768,
+        depth: 12,
+        num_heads: 12,
+        mlp_hidden: 3072,
+        norm_eps: 1e-6,
+        gelu_tanh: false,
+        time: Sinusoid { dim: 256, cos_first: false, max_period: 10_000.0, half_shift: 1.0, scale: 1000.0 },
+        classes: None,
+        head_size: 0,
+        value_range: (-1.0, 1.0),
+        prediction: Prediction::Velocity,
+    }
+}
+
+/// The class-conditional DiT of the lensing project: 1024 tokens of 2 x 2 pixels.
+fn nanodit() -> ModelConfig {
+    let names = ["axion", "cdm", "no_sub"].map(String::from).to_vec();
+    ModelConfig {
+        architecture: Architecture::Dit,
+        image_size: 64,
+        patch_size: 2,
+        hidden_size: 512,
+        depth: 6,
+        num_heads: 8,
+        mlp_hidden: 2048,
+        time: Sinusoid { dim: 256, cos_first: true, max_period: 10_000.0, half_shift: 0.0, scale: 1000.0 },
+        classes: Some(Classes { names, aliases: Default::default(), null: 3 }),
+        ..vit_b16()
+    }
+}

@@ -1,0 +1,152 @@
+//! The flow-matching ViT of the lensing notebooks: a timm ViT encoder without class token and final norm, the time
+//! embedding added to every token after the last block, and a two-layer head back to pixels.
+
+use super::config::ModelConfig;
+use super::vit::{Block, BlockActs, workspace_dtype};
+use super::Inputs;
+use crate::device::Device;
+use crate::error::Result;
+use crate::nn::Tap;
+use crate::nn::linear::Linear;
+use crate::nn::params::{Loader, ParamSpec, linear_specs};
+use crate::nn::time::{TimeActs, TimeMlp};
+use crate::ops::embed::add_rows;
+use crate::ops::linear::{Activation, Residual};
+use crate::ops::patch::{patchify, unpatchify};
+use crate::tensor::{DType, Tensor};
+
+/// Channels that the 1x1 input convolution makes for the ImageNet encoder behind it.
+const ENCODER_CHANNELS: usize = 3;
+
+/// Parameters, under the notebooks' names without their outer `unet.`.
+pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
+    let (d, p, c) = (config.hidden_size, config.patch_size, config.in_channels);
+    let mut specs = vec![
+        ParamSpec::new("input_conv.weight", &[ENCODER_CHANNELS, c, 1, 1]),
+        ParamSpec::new("input_conv.bias", &[ENCODER_CHANNELS]),
+        ParamSpec::new("pretrained_vit.pos_embed", &[1, config.tokens() + 1, d]),
+        ParamSpec::new("pretrained_vit.patch_embed.proj.weight", &[d, ENCODER_CHANNELS, p, p]),
+        ParamSpec::new("pretrained_vit.patch_embed.proj.bias", &[d]),
+    ];
+    for i in 0..config.depth {
+        specs.extend(Block::specs(&format!("pretrained_vit.blocks.{i}"), config));
+    }
+    specs.extend(TimeMlp::specs("time_embed.time_mlp", config.time.dim, d));
+    specs.extend(linear_specs("output_proj.0", d, d));
+    specs.extend(linear_specs("output_proj.2", p * p * config.out_channels, d));
+    specs
+}
+
+/// Weights on a device; the input convolution is folded into the patch embedding.
+pub struct FlowVit {
+    patch_embed: Linear,
+    positions: Tensor,
+    blocks: Vec<Block>,
+    time: TimeMlp,
+    output: [Linear; 2],
+}
+
+/// Activations of one batch.
+pub struct FlowVitActs {
+    patches: Tensor,
+    x: Tensor,
+    block: BlockActs,
+    time: TimeActs,
+    out: Tensor,
+    workspace: Tensor,
+}
+
+impl FlowVit {
+    /// Reads the weights.
+    pub fn load(config: &ModelConfig, loader: &Loader) -> Result<Self> {
+        let (d, p) = (config.hidden_size, config.patch_size);
+        let vit = loader.at("pretrained_vit");
+        let positions = vit.read("pos_embed")?;
+        Ok(Self {
+            patch_embed: fold_input_conv(config, loader)?,
+            // Row 0 belongs to the class token, which this model does without.
+            positions: loader.computed(&[config.tokens(), d], &widen(&positions[d..]))?,
+            blocks: (0..config.depth)
+                .map(|i| Block::load(config, &vit.at(format!("blocks.{i}"))))
+                .collect::<Result<_>>()?,
+            time: TimeMlp::load(&loader.at("time_embed.time_mlp"), config.time.dim, d)?,
+            output: [
+                Linear::load(&loader.at("output_proj.0"), d, d)?,
+                Linear::load(&loader.at("output_proj.2"), p * p * config.out_channels, d)?,
+            ],
+        })
+    }
+
+    /// Buffers for `batch` images.
+    pub fn acts(&self, config: &ModelConfig, device: &Device, dtype: DType, batch: usize) -> Result<FlowVitActs> {
+        let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
+        let zeros = |n| Tensor::zeros(device, dtype, &[batch, tokens, n]);
+        let linears = [&self.patch_embed, &self.output[0], &self.output[1]];
+        let workspace = (self.blocks.iter().map(|b| b.workspace_len(device, batch, tokens)))
+            .chain(linears.map(|l| l.workspace_len(device, batch, tokens)))
+            .chain([self.time.workspace_len(device, batch)])
+            .max();
+        Ok(FlowVitActs {
+            patches: zeros(config.in_channels * p * p)?,
+            x: zeros(d)?,
+            block: BlockActs::new(config, device, dtype, batch, tokens)?,
+            time: TimeActs::new(device, dtype, batch, config.time.dim, d)?,
+            out: zeros(p * p * config.out_channels)?,
+            workspace: Tensor::zeros(device, workspace_dtype(dtype), &[workspace.unwrap_or(0)])?,
+        })
+    }
+
+    /// output [B, C, H, W] = velocity; `tap` sees `tokens_plus_pos`, `block<i>` and its parts, `t_emb`.
+    pub fn forward(
+        &self,
+        config: &ModelConfig,
+        device: &Device,
+        inputs: Inputs,
+        acts: &mut FlowVitActs,
+        output: &mut Tensor,
+        tap: Tap,
+    ) -> Result<()> {
+        let FlowVitActs { patches, x, block, time, out, workspace } = acts;
+        patchify(device, inputs.x, config.patch_size, patches)?;
+        let positions = Residual::Rows(&self.positions);
+        self.patch_embed.forward(device, patches, Activation::None, positions, x, workspace)?;
+        tap("tokens_plus_pos", x);
+        for (i, layer) in self.blocks.iter().enumerate() {
+            layer.forward(device, &format!("block{i}"), x, block, workspace, tap)?;
+        }
+        self.time.forward(device, inputs.times, inputs.counter, time, workspace)?;
+        tap("t_emb", &time.out);
+        add_rows(device, x, &time.out)?;
+        let [first, last] = &self.output;
+        first.forward(device, x, Activation::Silu, Residual::None, &mut block.h, workspace)?;
+        last.forward(device, &block.h, Activation::None, Residual::None, out, workspace)?;
+        unpatchify(device, out, config.patch_size, output)
+    }
+}
+
+/// The 1x1 convolution in front of the patch embedding, folded into its weights in f64: exact, because there is no
+/// padding.
+fn fold_input_conv(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
+    let (d, c, pp) = (config.hidden_size, config.in_channels, config.patch_size * config.patch_size);
+    let conv = (loader.read("input_conv.weight")?, loader.read("input_conv.bias")?);
+    let proj = loader.at("pretrained_vit.patch_embed.proj");
+    let (weight, bias) = (proj.read("weight")?, proj.read("bias")?);
+    let mut folded = vec![0f64; d * c * pp];
+    let mut folded_bias = widen(&bias);
+    for n in 0..d {
+        for e in 0..ENCODER_CHANNELS {
+            let kernel = &weight[(n * ENCODER_CHANNELS + e) * pp..][..pp];
+            for (i, &w) in kernel.iter().enumerate() {
+                folded_bias[n] += w as f64 * conv.1[e] as f64;
+                for from in 0..c {
+                    folded[(n * c + from) * pp + i] += w as f64 * conv.0[e * c + from] as f64;
+                }
+            }
+        }
+    }
+    Ok(Linear { weight: loader.computed(&[d, c * pp], &folded)?, bias: loader.computed(&[d], &folded_bias)? })
+}
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v as f64).collect()
+}

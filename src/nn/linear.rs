@@ -1,0 +1,40 @@
+//! A linear layer with bias.
+
+use super::params::Loader;
+use crate::device::Device;
+use crate::error::Result;
+use crate::ops::linear::{Activation, Residual, linear, workspace_len};
+use crate::tensor::Tensor;
+
+/// y = x weight^T + bias, with the activation and residual that follow.
+pub struct Linear {
+    /// [N, K].
+    pub weight: Tensor,
+    /// [N].
+    pub bias: Tensor,
+}
+
+impl Linear {
+    /// Reads `weight` [n, k] and `bias` [n] below the loader's path.
+    pub fn load(loader: &Loader, n: usize, k: usize) -> Result<Self> {
+        Ok(Self { weight: loader.tensor("weight", &[n, k])?, bias: loader.tensor("bias", &[n])? })
+    }
+
+    /// See [`linear`].
+    pub fn forward(
+        &self,
+        device: &Device,
+        x: &Tensor,
+        act: Activation,
+        residual: Residual,
+        y: &mut Tensor,
+        workspace: &mut Tensor,
+    ) -> Result<()> {
+        linear(device, x, &self.weight, Some(&self.bias), act, residual, y, workspace)
+    }
+
+    /// Elements of workspace for inputs of `images` times `rows` rows.
+    pub fn workspace_len(&self, device: &Device, images: usize, rows: usize) -> usize {
+        workspace_len(device, images, rows, self.weight.dim(0), self.weight.last_dim())
+    }
+}

@@ -1,0 +1,16 @@
+//! Layers made of operations: weights on a device and a forward pass. Activations belong to the caller.
+
+pub mod attention;
+pub mod linear;
+pub mod mlp;
+pub mod norm;
+pub mod params;
+pub mod time;
+
+use crate::tensor::Tensor;
+
+/// Sees named activations on their way through a model (tests, debugging); never inside captured work.
+pub type Tap<'a> = &'a mut dyn FnMut(&str, &Tensor);
+
+/// A tap that looks at nothing.
+pub fn no_tap(_: &str, _: &Tensor) {}

@@ -1,0 +1,166 @@
+//! softmax(q k^T / sqrt(HD)) v per head, fused: scores never leave the cache (CPU) or the block (GPU).
+//!
+//! The CUDA kernel keeps a running maximum and sum over tiles of keys (FlashAttention-2, Dao, arXiv 2307.08691).
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::linear::{matmul, matmul_t};
+use super::reduce::{max, sum_of};
+use super::{expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
+use crate::device::Device;
+use crate::device::cpu::vectorize;
+use crate::device::cuda::{Cuda, Launch};
+use crate::error::{Error, Result};
+use crate::tensor::{DType, Real, Tensor};
+
+spec! {
+    /// Geometry of `attention_fwd_*`.
+    AttentionSpec {
+        heads: i32, head_dim: i32, q_len: i32, kv_len: i32, q_stride: i32, kv_stride: i32, out_stride: i32, scale: f32,
+    }
+}
+pub(super) const LAYOUT: super::SpecLayout = AttentionSpec::LAYOUT;
+
+/// Queries, keys or values of all heads: head h of token t of image b is the HD elements from `offset + h HD` of
+/// row (b, t) of `tensor` [B, L, S].
+#[derive(Clone, Copy)]
+pub struct Heads<'a> {
+    /// [B, L, S].
+    pub tensor: &'a Tensor,
+    /// First element of a row that belongs to these heads.
+    pub offset: usize,
+}
+
+impl Heads<'_> {
+    fn len(&self) -> usize {
+        self.tensor.dim(1)
+    }
+    fn stride(&self) -> usize {
+        self.tensor.last_dim()
+    }
+}
+
+/// Queries per tile: of a CPU task, and of a block of the f32 kernel.
+const CPU_QUERIES: usize = 32;
+/// Queries per block of the tensor-core kernel.
+const QUERIES: usize = 64;
+
+/// out [B, LQ, NH HD] = softmax(q k^T / sqrt(HD)) v for each of `heads` heads; self-attention with q, k, v out of one
+/// packed tensor, or cross-attention with k and v of another length.
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit or HD is not a multiple of 8 from 8 (CPU) or 32 (GPU) to 128.
+pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, out: &mut Tensor) -> Result<()> {
+    let (images, dim) = (out.dim(0), out.last_dim());
+    let head_dim = dim / heads;
+    if dim % heads != 0 || head_dim % 8 != 0 || !(8..=128).contains(&head_dim) {
+        return Err(Error::Runtime(format!(
+            "attention: {heads} heads do not divide {dim} channels into a multiple of 8 up to 128"
+        )));
+    }
+    expect_shape("attention output", out, &[images, q.len(), dim])?;
+    for (name, x) in [("q", q), ("k", k), ("v", v)] {
+        if x.tensor.shape().len() != 3 || x.tensor.dim(0) != images || x.offset + dim > x.stride() {
+            return Err(shape_error(&format!("attention {name}"), x.tensor.shape(), &[images, x.len(), x.offset + dim]));
+        }
+    }
+    if k.len() != v.len() || k.stride() != v.stride() {
+        return Err(shape_error("attention v", v.tensor.shape(), k.tensor.shape()));
+    }
+    match device {
+        Device::Cpu(_) => {
+            with_real!(out.dtype(), T => cpu::<T>(q, k, v, heads, head_dim, out))?;
+            round(out)
+        }
+        Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
+    }
+}
+
+fn cpu<T: Real>(q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {
+    let (q_len, kv_len, dim) = (q.len(), k.len(), heads * head_dim);
+    let (q_stride, kv_stride) = (q.stride(), k.stride());
+    let (qs, ks, vs) = (q.tensor.host::<T>()?, k.tensor.host::<T>()?, v.tensor.host::<T>()?);
+    let scale = T::from_f64(1.0 / (head_dim as f64).sqrt());
+    let tiles = q_len.div_ceil(CPU_QUERIES);
+    // Image by image, so that tiles never straddle two images.
+    let tasks: Vec<(usize, usize, &mut [T])> = out
+        .host_mut::<T>()?
+        .chunks_mut(q_len * dim)
+        .enumerate()
+        .flat_map(|(b, image)| image.chunks_mut(CPU_QUERIES * dim).enumerate().map(move |(tile, o)| (b, tile, o)))
+        .collect();
+    debug_assert_eq!(tasks.len(), tiles * q.tensor.dim(0));
+    tasks.into_par_iter().for_each(|(b, tile, out)| {
+        let rows = out.len() / dim;
+        let mut scores = vec![T::default(); rows * kv_len];
+        for head in 0..heads {
+            let at = |x: Heads, token: usize| (b * x.len() + token) * x.stride() + x.offset + head * head_dim;
+            let queries = (&qs[at(q, tile * CPU_QUERIES)..], q_stride as isize);
+            let keys = (&ks[at(k, 0)..], kv_stride as isize);
+            let y = (&mut scores[..], kv_len as isize);
+            matmul_t(rows, kv_len, head_dim, y, queries, keys, scale, Parallelism::None);
+            let mut norms = [T::default(); CPU_QUERIES];
+            vectorize(|| {
+                for (row, norm) in scores.chunks_exact_mut(kv_len).zip(&mut norms) {
+                    let top = max(row);
+                    row.iter_mut().for_each(|s| *s = (*s - top).exp());
+                    *norm = T::from_f64(1.0) / sum_of(row, |p| p);
+                }
+            });
+            let out = &mut out[head * head_dim..];
+            let values = (&vs[at(v, 0)..], kv_stride as isize, 1);
+            let weights = (&scores[..], kv_len as isize, 1);
+            let y = (&mut *out, dim as isize);
+            matmul(rows, head_dim, kv_len, y, weights, values, T::from_f64(1.0), Parallelism::None);
+            vectorize(|| {
+                for (row, &norm) in norms[..rows].iter().enumerate() {
+                    out[row * dim..][..head_dim].iter_mut().for_each(|o| *o = *o * norm);
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+fn launch(
+    cuda: &Cuda,
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    heads: usize,
+    head_dim: usize,
+    out: &mut Tensor,
+) -> Result<()> {
+    if head_dim < 32 {
+        return Err(Error::Runtime(format!("attention on a GPU: head size {head_dim}, 32 to 128 expected")));
+    }
+    let spec = AttentionSpec {
+        heads: to_i32(heads)?,
+        head_dim: to_i32(head_dim)?,
+        q_len: to_i32(q.len())?,
+        kv_len: to_i32(k.len())?,
+        q_stride: to_i32(q.stride())?,
+        kv_stride: to_i32(k.stride())?,
+        out_stride: to_i32(out.last_dim())?,
+        scale: (1.0 / (head_dim as f64).sqrt()) as f32,
+    };
+    let dtype = out.dtype();
+    // Shared memory as the head of `attention.cu` states it.
+    let (kernel, queries, shared_bytes) = match dtype {
+        DType::F32 => ("attention_fwd_f32".to_string(), CPU_QUERIES, 640 * (head_dim + 4) + 4608),
+        _ => {
+            let padded = head_dim.next_multiple_of(16);
+            (format!("attention_fwd_{dtype}_hd{padded}"), QUERIES, 512 * (padded + 8))
+        }
+    };
+    cuda.launch(&Launch {
+        module: "attention",
+        kernel,
+        grid: [to_u32(q.len().div_ceil(queries))?, to_u32(heads)?, to_u32(out.dim(0))?],
+        threads: 128,
+        shared_bytes: to_u32(shared_bytes)?,
+        pointers: &[q.tensor.address(q.offset)?, k.tensor.address(k.offset)?, v.tensor.address(v.offset)?, out.address(0)?],
+        spec: bytemuck::bytes_of(&spec),
+    })
+}

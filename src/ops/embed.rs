@@ -1,0 +1,194 @@
+//! Time and label embeddings, and rows added to or taken from token sequences.
+
+use super::linear::silu;
+use super::{SpecLayout, expect_shape, launch_elementwise, round, shape_error, spec, to_i32, with_real};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::tensor::{Real, Tensor};
+
+spec! {
+    /// Geometry of `time_embed_fwd_*`.
+    TimeEmbedSpec { batch: i32, dim: i32 }
+}
+spec! {
+    /// Geometry of `label_embed_fwd_*`.
+    LabelEmbedSpec { batch: i32, dim: i32 }
+}
+spec! {
+    /// Geometry of `add_rows_fwd_*`, `prepend_token_fwd_*` and `take_token_fwd_*`.
+    AddRowsSpec { batch: i32, tokens: i32, dim: i32 }
+}
+pub(super) const LAYOUTS: [SpecLayout; 3] = [TimeEmbedSpec::LAYOUT, LabelEmbedSpec::LAYOUT, AddRowsSpec::LAYOUT];
+
+/// How a model turns a time into a vector of sines and cosines (Vaswani et al., arXiv 1706.03762).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sinusoid {
+    /// Length of the vector; half sines, half cosines.
+    pub dim: usize,
+    /// Cosines first (DiT) or sines first.
+    pub cos_first: bool,
+    /// Longest period.
+    pub max_period: f64,
+    /// 0: exponents i / half (DiT); 1: i / (half - 1) (diffusers, and the ViT of the lensing notebooks).
+    pub half_shift: f64,
+    /// Factor on the time.
+    pub scale: f64,
+}
+
+impl Sinusoid {
+    /// The embedding of `t`, in f64: the argument is large, so f32 would lose five digits.
+    pub fn embed(&self, t: f64) -> Vec<f64> {
+        let half = self.dim / 2;
+        let angle = |i: usize| {
+            let exponent = i as f64 / (half as f64 - self.half_shift);
+            self.scale * t * (-self.max_period.ln() * exponent).exp()
+        };
+        let sines = (0..half).map(|i| angle(i).sin());
+        let cosines = (0..half).map(|i| angle(i).cos());
+        if self.cos_first { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() }
+    }
+}
+
+/// y [B, D] = row `counter` of the table [E, D] of time embeddings, for every image. The counter [1] is on the device,
+/// so that captured work follows it.
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit.
+pub fn time_embedding(device: &Device, table: &Tensor, counter: &Tensor, y: &mut Tensor) -> Result<()> {
+    let dim = table.last_dim();
+    expect_shape("time embedding", y, &[y.dim(0), dim])?;
+    match device {
+        Device::Cpu(_) => {
+            let row = counter.host_u32()?[0] as usize;
+            with_real!(y.dtype(), T => {
+                let row = table.host::<T>()?.get(row * dim..(row + 1) * dim);
+                let row = row.ok_or_else(|| Error::Runtime("time embedding: the counter ran past the table".into()))?;
+                y.host_mut::<T>()?.chunks_mut(dim).for_each(|y| y.copy_from_slice(row));
+            });
+            round(y)
+        }
+        Device::Cuda(cuda) => {
+            let spec = TimeEmbedSpec { batch: to_i32(y.dim(0))?, dim: to_i32(dim)? };
+            let pointers = [table.address(0)?, counter.address(0)?, y.address(0)?];
+            let kernel = format!("time_embed_fwd_{}", y.dtype());
+            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
+        }
+    }
+}
+
+/// c [B, D] = silu(time [B, D] + table[labels]): what adaLN layers take. The caller checked labels against the table
+/// [classes + 1, D]; labels [B] are integers.
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit.
+pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &Tensor, c: &mut Tensor) -> Result<()> {
+    let (batch, dim) = (time.dim(0), time.last_dim());
+    expect_shape("label embedding", c, &[batch, dim])?;
+    expect_shape("labels", labels, &[batch])?;
+    if table.last_dim() != dim {
+        return Err(shape_error("label table", table.shape(), &[table.dim(0), dim]));
+    }
+    match device {
+        Device::Cpu(_) => {
+            let labels = labels.host_u32()?;
+            with_real!(c.dtype(), T => {
+                let (time, table) = (time.host::<T>()?, table.host::<T>()?);
+                let rows = c.host_mut::<T>()?.chunks_mut(dim).zip(time.chunks(dim)).zip(labels);
+                for ((c, time), &label) in rows {
+                    let row = &table[label as usize * dim..][..dim];
+                    for ((c, &t), &l) in c.iter_mut().zip(time).zip(row) {
+                        *c = silu(t + l);
+                    }
+                }
+            });
+            round(c)
+        }
+        Device::Cuda(cuda) => {
+            let spec = LabelEmbedSpec { batch: to_i32(batch)?, dim: to_i32(dim)? };
+            let pointers = [time.address(0)?, table.address(0)?, labels.address(0)?, c.address(0)?];
+            let kernel = format!("label_embed_fwd_{}", c.dtype());
+            launch_elementwise(cuda, "embed", kernel, c.len(), &pointers, bytemuck::bytes_of(&spec))
+        }
+    }
+}
+
+/// x [B, T, D] += v [B, D], on every token.
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit.
+pub fn add_rows(device: &Device, x: &mut Tensor, v: &Tensor) -> Result<()> {
+    let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("add_rows", x.shape(), &[0, 0, 0])) };
+    expect_shape("add_rows vector", v, &[batch, dim])?;
+    match device {
+        Device::Cpu(_) => {
+            with_real!(x.dtype(), T => {
+                let v = v.host::<T>()?;
+                for (row, x) in x.host_mut::<T>()?.chunks_mut(dim).enumerate() {
+                    x.iter_mut().zip(&v[row / tokens * dim..][..dim]).for_each(|(x, &v)| *x += v);
+                }
+            });
+            round(x)
+        }
+        Device::Cuda(cuda) => {
+            let spec = AddRowsSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
+            let pointers = [x.address(0)?, v.address(0)?];
+            let kernel = format!("add_rows_fwd_{}", x.dtype());
+            launch_elementwise(cuda, "embed", kernel, x.len(), &pointers, bytemuck::bytes_of(&spec))
+        }
+    }
+}
+
+/// y [B, T + 1, D]: first the class token [D] plus its position, then the tokens x [B, T, D] (positions already
+/// added).
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit.
+pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("prepend_token", x.shape(), &[0, 0, 0])) };
+    expect_shape("class token", first, &[dim])?;
+    expect_shape("prepend_token output", y, &[batch, tokens + 1, dim])?;
+    match device {
+        Device::Cpu(_) => {
+            with_real!(y.dtype(), T => {
+                let (first, x) = (first.host::<T>()?, x.host::<T>()?);
+                for (y, x) in y.host_mut::<T>()?.chunks_mut((tokens + 1) * dim).zip(x.chunks(tokens * dim)) {
+                    y[..dim].copy_from_slice(first);
+                    y[dim..].copy_from_slice(x);
+                }
+            });
+            Ok(())
+        }
+        Device::Cuda(cuda) => {
+            let spec = AddRowsSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
+            let pointers = [first.address(0)?, x.address(0)?, y.address(0)?];
+            let kernel = format!("prepend_token_fwd_{}", y.dtype());
+            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
+        }
+    }
+}
+
+/// y [B, D] = token 0 of each image of x [B, T, D].
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit.
+pub fn take_token(device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("take_token", x.shape(), &[0, 0, 0])) };
+    expect_shape("take_token output", y, &[batch, dim])?;
+    match device {
+        Device::Cpu(_) => {
+            with_real!(y.dtype(), T => {
+                let x = x.host::<T>()?;
+                for (y, x) in y.host_mut::<T>()?.chunks_mut(dim).zip(x.chunks(tokens * dim)) {
+                    y.copy_from_slice(&x[..dim]);
+                }
+            });
+            Ok(())
+        }
+        Device::Cuda(cuda) => {
+            let spec = AddRowsSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
+            let pointers = [x.address(0)?, y.address(0)?];
+            let kernel = format!("take_token_fwd_{}", y.dtype());
+            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
+        }
+    }
+}
