@@ -68,7 +68,8 @@ pub struct Image {
     pub log: PathBuf,
 }
 
-/// Compiles what the cache lacks; returns the images of all kernels, or everything that nvcc had to say.
+/// Compiles what the cache lacks; returns the images of all kernels, or what nvcc said of the first that
+/// failed.
 pub fn compile_all(root: &Path, cache: &Path, nvcc: &Nvcc) -> Result<Vec<Image>, String> {
     NVCC_VARIABLES.iter().chain([&LINEINFO]).for_each(|name| println!("cargo:rerun-if-env-changed={name}"));
     fs::create_dir_all(cache).map_err(|e| format!("cannot create {}: {e}", cache.display()))?;
@@ -86,7 +87,10 @@ pub fn compile_all(root: &Path, cache: &Path, nvcc: &Nvcc) -> Result<Vec<Image>,
         let worker = || {
             let mut failures = Vec::new();
             while let Some(image) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                failures.extend(compile(root, nvcc, image).err());
+                if let Err(message) = compile(root, nvcc, image) {
+                    failures.push(message);
+                    next.store(missing.len(), Ordering::Relaxed); // one report of a broken header is enough
+                }
             }
             failures
         };

@@ -1,6 +1,5 @@
 //! Compiled kernels as a value: what this binary carries, and which image a GPU takes.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::Read as _;
 
@@ -58,13 +57,14 @@ enum Content {
 }
 
 impl KernelImage {
-    /// What `cuModuleLoadData` is given: an ELF image, or text that ends with NUL. Unpacks at every call.
+    /// What `cuModuleLoadData` is given: an ELF image, or text that ends with NUL. Unpacked or copied at
+    /// every call.
     ///
     /// # Errors
     /// A device error when the binary is damaged.
-    pub fn bytes(&self) -> Result<Cow<'_, [u8]>> {
+    pub fn bytes(&self) -> Result<Vec<u8>> {
         match &self.content {
-            Content::Plain(bytes) => Ok(Cow::Borrowed(bytes)),
+            Content::Plain(bytes) => Ok(bytes.clone()),
             Content::Packed(packed) => {
                 let mut bytes = Vec::new();
                 ZlibDecoder::new(*packed).read_to_end(&mut bytes).map_err(|e| {
@@ -73,7 +73,7 @@ impl KernelImage {
                         self.module, self.target
                     ))
                 })?;
-                Ok(Cow::Owned(bytes))
+                Ok(bytes)
             }
         }
     }
@@ -263,7 +263,7 @@ mod tests {
         let bytes = image.bytes().unwrap();
         assert_eq!(&bytes[..text.len()], text.as_bytes());
         assert_eq!(bytes[text.len()..], [0]);
-        assert_eq!(KernelImages::manifest(&*bytes), manifest);
+        assert_eq!(KernelImages::manifest(bytes), manifest);
         assert!(manifest.describe().contains("manifest"));
     }
 
