@@ -86,6 +86,9 @@ pub struct CudaGraph {
     graph: cudarc::driver::CudaGraph,
 }
 
+// SAFETY: the driver lets a graph be used from any thread, one at a time, and `CudaGraph` is not `Sync`.
+unsafe impl Send for CudaGraph {}
+
 impl CudaGraph {
     /// Enqueues the graph.
     pub fn launch(&self) -> Result<()> {
@@ -274,12 +277,7 @@ impl Cuda {
         // SAFETY: `params` holds one pointer per kernel parameter, each to a live value of the parameter's size (the
         // ops state the kernel's signature; a test compares every spec struct with the C side).
         let status = unsafe {
-            sys::cuLaunchKernelEx(
-                &config,
-                function.function.cu_function(),
-                params.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+            sys::cuLaunchKernelEx(&config, function.function.cu_function(), params.as_mut_ptr(), std::ptr::null_mut())
         };
         status.result().map_err(|e| Error::device(format!("launch of {}: {}", launch.kernel, describe(e))))
     }
@@ -303,7 +301,12 @@ impl Cuda {
             Some(function) => function.clone(),
             None => {
                 let function = self.module(launch.module)?.load_function(&launch.kernel).map_err(|e| {
-                    Error::device(format!("kernel {} is not in module {}: {}", launch.kernel, launch.module, describe(e)))
+                    Error::device(format!(
+                        "kernel {} is not in module {}: {}",
+                        launch.kernel,
+                        launch.module,
+                        describe(e)
+                    ))
                 })?;
                 let function = Arc::new(Function { function, shared_limit: Mutex::new(48 << 10) });
                 functions.insert(launch.kernel.clone(), function.clone());
@@ -332,23 +335,16 @@ impl Cuda {
         if let Some(module) = modules.get(name) {
             return Ok(module.clone());
         }
-        let image = self.inner.images.select(name, self.inner.compute_capability)?;
+        let (major, minor) = self.inner.compute_capability;
+        let image = self.inner.images.select(name, (major as u32, minor as u32))?;
         let module = self
             .inner
             .context
-            .load_module(Ptx::from_binary(terminated(&image.bytes)))
+            .load_module(Ptx::from_binary(image.bytes.to_vec()))
             .map_err(|e| Error::device(format!("cannot load the kernels of {name}: {}", describe(e))))?;
         modules.insert(name, module.clone());
         Ok(module)
     }
-}
-
-/// PTX is text and must end in a zero byte; for a cubin the extra byte means nothing.
-fn terminated(image: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(image.len() + 1);
-    bytes.extend_from_slice(image);
-    bytes.push(0);
-    bytes
 }
 
 fn describe(error: DriverError) -> String {

@@ -20,7 +20,7 @@ pub struct SamplerOptions {
 }
 
 /// Draws batches of images from one model along one schedule. Buffers are allocated once; on a GPU the whole loop is
-/// one graph, recorded at the first batch.
+/// one graph, recorded when the sampler is made.
 pub struct Sampler<'m> {
     model: &'m Model,
     batch: usize,
@@ -60,7 +60,7 @@ impl<'m> Sampler<'m> {
         // Guidance runs the conditional and the unconditional model as one batch of twice the size.
         let model_batch = if guided { 2 * batch } else { batch };
         let shape = [batch, config.in_channels, config.image_size, config.image_size];
-        Ok(Self {
+        let mut sampler = Self {
             batch,
             evaluations: schedule.evaluations(),
             options: SolverOptions {
@@ -75,7 +75,14 @@ impl<'m> Sampler<'m> {
             labels: Tensor::from_u32(device, &[model_batch], &vec![0; model_batch])?,
             graph: None,
             model,
-        })
+        };
+        if device.has_graphs() {
+            // Recording must not load code, so every kernel runs once before it, on a state that is all zeros.
+            sampler.trajectory(1)?;
+            device.synchronize()?;
+            sampler.graph = device.capture(|| sampler.trajectory(sampler.evaluations))?;
+        }
+        Ok(sampler)
     }
 
     /// Number of images of a batch.
@@ -117,16 +124,10 @@ impl<'m> Sampler<'m> {
         let model = self.model;
         self.set_labels(classes)?;
         model.device.run(|| {
-            if self.graph.is_none() && model.device.has_graphs() {
-                // Recording must not load code, so one evaluation and one counted step that is taken back run before
-                // it; x stays as it is, because only `acts` and the counter are written.
-                self.evaluate()?;
-                self.graph = model.device.capture(|| self.trajectory())?;
-            }
             self.counter.write_u32(&model.device, &[0])?;
             match &self.graph {
                 Some(graph) => graph.launch(),
-                None => self.trajectory(),
+                None => self.trajectory(self.evaluations),
             }
         })?;
         model.device.synchronize()
@@ -151,9 +152,9 @@ impl<'m> Sampler<'m> {
         self.labels.write_u32(&self.model.device, &labels)
     }
 
-    fn trajectory(&mut self) -> Result<()> {
+    fn trajectory(&mut self, evaluations: usize) -> Result<()> {
         let device = &self.model.device;
-        for _ in 0..self.evaluations {
+        for _ in 0..evaluations {
             self.evaluate()?;
             let output = &self.acts.output;
             solver_step(device, &mut self.state, output, &self.steps, &self.counter, self.options)?;
@@ -163,8 +164,7 @@ impl<'m> Sampler<'m> {
     }
 
     fn evaluate(&mut self) -> Result<()> {
-        let inputs =
-            Inputs { x: &self.state.x, times: &self.times, counter: &self.counter, labels: &self.labels };
+        let inputs = Inputs { x: &self.state.x, times: &self.times, counter: &self.counter, labels: &self.labels };
         self.model.forward(inputs, &mut self.acts, &mut no_tap)
     }
 }

@@ -99,6 +99,7 @@ impl From<DType> for FileDType {
             DType::BF16 => Self::BF16,
             DType::F32 => Self::F32,
             DType::F64 => Self::F64,
+            DType::U32 => Self::U32,
         }
     }
 }

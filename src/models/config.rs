@@ -290,7 +290,9 @@ impl ModelConfig {
                     for (alias, name) in aliases {
                         match name.as_str().filter(|n| classes.names.iter().any(|c| c == n)) {
                             Some(name) => classes.aliases.insert(alias.clone(), name.to_owned()),
-                            None => return Err(format!("class_aliases.{alias} is {name}, one of class_names expected")),
+                            None => {
+                                return Err(format!("class_aliases.{alias} is {name}, one of class_names expected"));
+                            }
                         };
                     }
                 }

@@ -1,9 +1,9 @@
 //! The diffusion transformer with adaLN-zero (Peebles and Xie, arXiv 2212.09748), under the names of the original
 //! repository: the class-conditional lensing model ("NanoDiT") and the original's own configurations.
 
+use super::Inputs;
 use super::config::ModelConfig;
 use super::vit::{BlockActs, workspace_dtype};
-use super::Inputs;
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;

@@ -1,9 +1,9 @@
 //! The flow-matching ViT of the lensing notebooks: a timm ViT encoder without class token and final norm, the time
 //! embedding added to every token after the last block, and a two-layer head back to pixels.
 
+use super::Inputs;
 use super::config::ModelConfig;
 use super::vit::{Block, BlockActs, workspace_dtype};
-use super::Inputs;
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;

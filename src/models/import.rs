@@ -110,9 +110,10 @@ impl WeightSource for Import<'_> {
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.names.get(name) {
             Some(file_name) => self.checkpoint.read_f32(file_name),
-            None if self.computed(name) => {
-                Ok(super::builtin::sincos_positions(self.config.hidden_size, self.config.image_size / self.config.patch_size))
-            }
+            None if self.computed(name) => Ok(super::builtin::sincos_positions(
+                self.config.hidden_size,
+                self.config.image_size / self.config.patch_size,
+            )),
             None => Err(Error::input(self.checkpoint.path(), format!("no parameter {name}"))),
         }
     }
@@ -256,10 +257,8 @@ impl Shapes<'_> {
         if rows % pixels != 0 {
             return Err(format!("output_proj.2 has {rows} rows, a multiple of {pixels} expected"));
         }
-        let time =
-            Sinusoid { dim: freq, cos_first: false, max_period: 10_000.0, half_shift: 1.0, scale: 1000.0 };
-        let config =
-            ModelConfig { architecture: Architecture::FlowVit, out_channels: rows / pixels, time, ..encoder };
+        let time = Sinusoid { dim: freq, cos_first: false, max_period: 10_000.0, half_shift: 1.0, scale: 1000.0 };
+        let config = ModelConfig { architecture: Architecture::FlowVit, out_channels: rows / pixels, time, ..encoder };
         if config.out_channels != channels {
             return Err(format!("output_proj.2 makes {} channels, {channels} expected", config.out_channels));
         }

@@ -93,8 +93,7 @@ impl Model {
             Network::Dit(m) => NetworkActs::Dit(m.acts(&self.config, &self.device, self.dtype, batch)?),
         };
         let c = &self.config;
-        let output =
-            Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;
+        let output = Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;
         Ok(Acts { network, output })
     }
 

@@ -46,7 +46,9 @@ impl Block {
     /// Parameters below `name`.
     pub fn specs(name: &str, config: &ModelConfig) -> Vec<ParamSpec> {
         let d = config.hidden_size;
-        let norm = |n: &str| [ParamSpec::new(format!("{name}.{n}.weight"), &[d]), ParamSpec::new(format!("{name}.{n}.bias"), &[d])];
+        let norm = |n: &str| {
+            [ParamSpec::new(format!("{name}.{n}.weight"), &[d]), ParamSpec::new(format!("{name}.{n}.bias"), &[d])]
+        };
         let mut specs = norm("norm1").to_vec();
         specs.extend(SelfAttention::specs(&format!("{name}.attn"), d));
         specs.extend(norm("norm2"));

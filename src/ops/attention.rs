@@ -62,7 +62,11 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
     expect_shape("attention output", out, &[images, q.len(), dim])?;
     for (name, x) in [("q", q), ("k", k), ("v", v)] {
         if x.tensor.shape().len() != 3 || x.tensor.dim(0) != images || x.offset + dim > x.stride() {
-            return Err(shape_error(&format!("attention {name}"), x.tensor.shape(), &[images, x.len(), x.offset + dim]));
+            return Err(shape_error(
+                &format!("attention {name}"),
+                x.tensor.shape(),
+                &[images, x.len(), x.offset + dim],
+            ));
         }
     }
     if k.len() != v.len() || k.stride() != v.stride() {
@@ -123,15 +127,7 @@ fn cpu<T: Real>(q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out
     Ok(())
 }
 
-fn launch(
-    cuda: &Cuda,
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    heads: usize,
-    head_dim: usize,
-    out: &mut Tensor,
-) -> Result<()> {
+fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {
     if head_dim < 32 {
         return Err(Error::Runtime(format!("attention on a GPU: head size {head_dim}, 32 to 128 expected")));
     }
@@ -160,7 +156,12 @@ fn launch(
         grid: [to_u32(q.len().div_ceil(queries))?, to_u32(heads)?, to_u32(out.dim(0))?],
         threads: 128,
         shared_bytes: to_u32(shared_bytes)?,
-        pointers: &[q.tensor.address(q.offset)?, k.tensor.address(k.offset)?, v.tensor.address(v.offset)?, out.address(0)?],
+        pointers: &[
+            q.tensor.address(q.offset)?,
+            k.tensor.address(k.offset)?,
+            v.tensor.address(v.offset)?,
+            out.address(0)?,
+        ],
         spec: bytemuck::bytes_of(&spec),
     })
 }

@@ -4,7 +4,7 @@ use super::linear::silu;
 use super::{SpecLayout, expect_shape, launch_elementwise, round, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{Real, Tensor};
+use crate::tensor::Tensor;
 
 spec! {
     /// Geometry of `time_embed_fwd_*`.

@@ -3,7 +3,7 @@
 use super::{expect_shape, launch_elementwise, round, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
 use crate::error::Result;
-use crate::tensor::{Real, Tensor};
+use crate::tensor::Tensor;
 
 spec! {
     /// Geometry of `patchify_fwd_*` and `unpatchify_fwd_*`.

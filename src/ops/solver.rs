@@ -110,8 +110,14 @@ pub fn solver_step(
                 hi,
             };
             let SolverState { x, base, prev } = state;
-            let pointers =
-                [x.address(0)?, base.address(0)?, prev.address(0)?, v.address(0)?, table.address(0)?, counter.address(0)?];
+            let pointers = [
+                x.address(0)?,
+                base.address(0)?,
+                prev.address(0)?,
+                v.address(0)?,
+                table.address(0)?,
+                counter.address(0)?,
+            ];
             let kernel = format!("solver_step_fwd_{}", v.dtype());
             launch_elementwise(cuda, "solver", kernel, elements, &pointers, bytemuck::bytes_of(&spec))
         }

@@ -1,0 +1,5 @@
+//! All integration tests in one binary, so that a folder with this binary, the command line and `tests/data` tests a
+//! machine that has no Rust.
+
+mod common;
+mod goldens;
