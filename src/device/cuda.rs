@@ -340,7 +340,7 @@ impl Cuda {
         let module = self
             .inner
             .context
-            .load_module(Ptx::from_binary(image.bytes.to_vec()))
+            .load_module(Ptx::from_binary(image.bytes()?))
             .map_err(|e| Error::device(format!("cannot load the kernels of {name}: {}", describe(e))))?;
         modules.insert(name, module.clone());
         Ok(module)

@@ -3,3 +3,4 @@
 
 mod common;
 mod goldens;
+mod ptx;
