@@ -15,6 +15,9 @@ pub struct Gpu {
     pub module: sys::CUmodule,
 }
 
+// SAFETY: a module handle may be used from any thread.
+unsafe impl Sync for Gpu {}
+
 impl Gpu {
     pub fn new() -> Self {
         arclet_emu::load();
