@@ -1,9 +1,10 @@
 // Conditioning vectors: time, label, and their addition to token rows.
 //
-//   time_embed_fwd_<dtype>:   y[b] = table[*counter]                      "="    table: [evaluations, dim] f32, sines and cosines computed
-//                             in f64 on the host; counter: device counter of evaluations done; y: [batch, dim]
-//   label_embed_fwd_<dtype>:  c = silu(time + table[label])               "="    time, c: [batch, dim]; table: [classes + 1, dim]; labels: [batch]
-//   add_rows_fwd_<dtype>:     x[b, t] += v[b]                             "+="   x: [batch, tokens, dim]; v: [batch, dim]
+//   time_embed_fwd_<dtype>    "="   y[b] = table[*counter]           y: [batch, dim]; counter: evaluations done;
+//                                   table: [evaluations, dim] f32, sines and cosines computed in f64 on the host
+//   label_embed_fwd_<dtype>   "="   c = silu(time + table[label])    time, c: [batch, dim] (c may be time itself);
+//                                   table: [classes + 1, dim]; labels: [batch]
+//   add_rows_fwd_<dtype>      "+="  x[b, t] += v[b]                  x: [batch, tokens, dim]; v: [batch, dim]
 //
 // Sums and silu are computed in f32 and rounded once.
 //
@@ -36,7 +37,6 @@ __device__ __forceinline__ void time_embed(const float* __restrict__ table, cons
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = dev::from_f32<T>(row[i % s.dim]);
 }
 
-// c may be `time` itself.
 template <class T>
 __device__ __forceinline__ void label_embed(const T* time, const T* __restrict__ table, const int* __restrict__ labels, T* c,
                                             const LabelEmbedSpec& s) {
