@@ -45,6 +45,7 @@ const CHECKED: &[&str] = &[
 const KEPT_OBJECTS: usize = 256;
 
 struct Job {
+    /// From the repository's root on.
     source: PathBuf,
     flags: Vec<String>,
     object: PathBuf,
@@ -83,20 +84,23 @@ fn main() {
         .iter()
         .map(|s| s.to_string())
         .chain([
-            format!("-I{}", include.display()),
-            format!("-I{}", kernels.display()),
-            format!("-ffile-prefix-map={}/=", repository.display()),
+            "-Ikernels/emu/include".into(),
+            "-Ikernels".into(),
+            // messages name files from the repository's root on, and its place changes no object
+            format!("-fdebug-prefix-map={}=.", repository.display()),
         ])
         .collect();
     let cache = out.join("objects");
     fs::create_dir_all(&cache).expect("create the object cache");
     let job = |source: &Path, headers: &[PathBuf], flags: &[&[&str]], label: &str, localise: bool| {
+        let source = source.strip_prefix(&repository).expect("sources lie in the repository");
         let mut all = common.clone();
         all.extend(flags.concat().iter().map(|s| s.to_string()));
         let mut hash = DefaultHasher::new();
         (&version, &all, localise).hash(&mut hash);
-        for f in headers.iter().chain([&source.to_path_buf()]) {
-            (f, fs::read(f).unwrap_or_else(|e| panic!("read {}: {e}", f.display()))).hash(&mut hash);
+        for f in headers.iter().chain([&repository.join(source)]) {
+            let text = fs::read(f).unwrap_or_else(|e| panic!("read {}: {e}", f.display()));
+            (f.strip_prefix(&repository).ok(), text).hash(&mut hash);
         }
         let stem = source.file_stem().expect("a file name").to_string_lossy();
         let object = cache.join(format!("{stem}.{label}.{:016x}.o", hash.finish()));
@@ -107,7 +111,7 @@ fn main() {
         jobs.push(job(s, &kernel_headers, &[KERNEL, PLAIN], "emu", true));
         jobs.push(job(s, &kernel_headers, &[KERNEL, CHECKED], "chk", true));
     }
-    compile(&cxx, &jobs);
+    compile(&cxx, &repository, &jobs);
     let library = out.join("lib/libcuda.so");
     link(&cxx, &jobs, &out, &library);
     prune(&cache, &jobs);
@@ -136,9 +140,9 @@ fn run(command: &mut Command, what: &str) {
 }
 
 /// Compiles what the cache does not hold, the largest sources first, on as many threads as cargo allows.
-fn compile(cxx: &Path, jobs: &[Job]) {
+fn compile(cxx: &Path, repository: &Path, jobs: &[Job]) {
     let mut missing: Vec<&Job> = jobs.iter().filter(|j| !j.object.exists()).collect();
-    missing.sort_by_key(|j| std::cmp::Reverse(fs::metadata(&j.source).map(|m| m.len()).unwrap_or(0)));
+    missing.sort_by_key(|j| std::cmp::Reverse(fs::metadata(repository.join(&j.source)).map(|m| m.len()).unwrap_or(0)));
     let threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize).min(missing.len());
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
@@ -146,7 +150,7 @@ fn compile(cxx: &Path, jobs: &[Job]) {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(job) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = std::panic::catch_unwind(|| build_object(cxx, job));
+                    let result = std::panic::catch_unwind(|| build_object(cxx, repository, job));
                     if let Err(e) = result {
                         failure.lock().unwrap_or_else(|p| p.into_inner()).get_or_insert(e);
                         return;
@@ -160,11 +164,13 @@ fn compile(cxx: &Path, jobs: &[Job]) {
     }
 }
 
-fn build_object(cxx: &Path, job: &Job) {
+fn build_object(cxx: &Path, repository: &Path, job: &Job) {
     let name = job.source.display();
     let raw = job.object.with_extension("raw");
     let flags = job.flags.iter();
-    run(Command::new(cxx).args(flags).arg("-c").arg(&job.source).arg("-o").arg(&raw), &format!("compiling {name}"));
+    let mut compile = Command::new(cxx);
+    compile.current_dir(repository);
+    run(compile.args(flags).arg("-c").arg(&job.source).arg("-o").arg(&raw), &format!("compiling {name}"));
     if job.localise {
         // inline functions and templates lie in groups, which the linker would merge over files and over the plain
         // and the checked build; first dissolve the groups, then make all but the exports local

@@ -219,7 +219,8 @@ impl Cuda {
     /// # Errors
     /// [`Error::OutOfMemory`] with the bytes that are free.
     pub fn alloc(&self, bytes: usize) -> Result<DeviceBuffer> {
-        match self.inner.stream.alloc_zeros::<u8>(bytes) {
+        // The driver refuses an allocation of nothing.
+        match self.inner.stream.alloc_zeros::<u8>(bytes.max(1)) {
             Ok(slice) => Ok(DeviceBuffer { slice }),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, _) = self.inner.context.mem_get_info().unwrap_or((0, 0));

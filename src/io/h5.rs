@@ -1,4 +1,4 @@
-//! HDF5 output, behind the cargo feature `hdf5`: its C library is built with cmake.
+//! HDF5 output, behind the cargo feature `hdf5`: its C library is built with cmake 3.26 or later.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ pub fn require_h5() -> Result<()> {
         return Ok(());
     }
     Err(Error::usage(
-        "this binary cannot write HDF5: build it with `cargo build --release --features hdf5` (needs cmake), or write .npy or \
+        "this binary cannot write HDF5: build it with `cargo build --release --features hdf5` (needs cmake 3.26 or later), or write .npy or \
          .safetensors",
     ))
 }

@@ -22,6 +22,7 @@ mod npy_header;
 pub mod npy_writer;
 pub mod object_npy;
 mod pickle;
+mod pickle_text;
 pub mod png;
 pub mod safetensors;
 

@@ -1,5 +1,5 @@
 //! Object `.npy` files: arrays of Python objects, as `numpy.save` writes lists of rows, `[image, mass]` pairs and
-//! dictionaries of arrays. Read by [`crate::io::pickle`], which executes nothing.
+//! dictionaries of arrays. Their pickles are read by `io::pickle`, which executes nothing.
 
 use std::path::Path;
 

@@ -169,7 +169,7 @@ fn what_allowed_functions_cannot_make_is_refused() {
         (b"}(K\x01u", "without a value"),
         (b"C\x02\xff\xfe", "found bytes"),
         (b"g5\n", "memo index 5"),
-        (b"t", "no mark"),
+        (b"ttt", "no mark"),
         (b"\x8a\x09123456789", "9 bytes, expected at most 8"),
         (b"I99999999999999999999\n", "at most 64 bits"),
         (b"X\xff\xff\xff\xffa", "length: found 4294967295"),
@@ -178,7 +178,8 @@ fn what_allowed_functions_cannot_make_is_refused() {
         (b"V\\u12\n", "\\u escape"),
         (b"V\\ud800\n", "\\u escape"),
         (b"S'\\x4'\n", "\\x escape"),
-        (b"K\x01b", "BUILD"),
+        (b"K\x01K\x01b", "expected a tuple"),
+        (b"K\x01)b", "BUILD of something"),
     ] {
         assert_item_refused(items, reason);
     }

@@ -39,7 +39,9 @@ constexpr int warpSize = 32;
 #define EMU_CAT(a, b) EMU_CAT_(a, b)
 #define KERNEL(name) static void name
 #define KERNEL_EXPORT(name)                                                                           \
-  extern "C" void EMU_CAT(EMU_PREFIX, name)(void** params) { ::emu::call(&name, params); }            \
+  extern "C" __attribute__((visibility("default"))) void EMU_CAT(EMU_PREFIX, name)(void** params) {   \
+    ::emu::call(&name, params);                                                                       \
+  }                                                                                                   \
   __attribute__((used, section("emu_kernels"))) static ::emu::KernelInfo EMU_CAT(emu_info_, name) = { \
       #name, EMU_CAT(EMU_PREFIX, name), EMU_CHECKED, ::emu::Params<decltype(&name)>::count, ::emu::Params<decltype(&name)>::sizes};
 // The dynamic shared memory of the block as an array of T, 1024-byte aligned.
@@ -79,8 +81,8 @@ constexpr int warpSize = 32;
   EMU_COUNT_(__VA_ARGS__, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
 #define SPEC_LAYOUT(S, ...)                                                                                               \
   static const EmuSpecField emu_fields_##S[] = {EMU_CAT(EMU_F, EMU_COUNT(__VA_ARGS__))(S, __VA_ARGS__)};                   \
-  extern "C" __attribute__((weak)) const EmuSpec emu_spec_##S;                                                            \
-  extern "C" __attribute__((weak)) const EmuSpec emu_spec_##S = {#S, (uint32_t)sizeof(S),                                  \
+  extern "C" __attribute__((weak, visibility("default"))) const EmuSpec emu_spec_##S;                                      \
+  extern "C" __attribute__((weak, visibility("default"))) const EmuSpec emu_spec_##S = {#S, (uint32_t)sizeof(S),                                  \
                                                                  (uint32_t)(sizeof emu_fields_##S / sizeof *emu_fields_##S), \
                                                                  emu_fields_##S};
 #endif

@@ -39,20 +39,23 @@ void join_knowledge(Block& b, uint32_t warps, uint32_t lanes) {
     for (unsigned t = 0; t < b.threads; ++t)
       if ((warps >> (t / 32) & 1) && (lanes >> (t % 32) & 1)) visit(b.fiber(t));
   };
-  KnowledgePtr known, fenced;
+  KnowledgePtr known, pending, fenced;
   each([&](Fiber& f) {
     known = merged(known, f.known);
+    pending = merged(pending, f.pending);
     fenced = merged(fenced, f.fenced);
   });
-  if (!known && !fenced) return;
+  if (!known && !pending && !fenced) return;
   each([&](Fiber& f) {
     f.known = known;
+    f.pending = pending;
     f.fenced = fenced;
   });
 }
 
-// __threadfence is sequentially consistent at device scope: what atomics have read becomes effective, and what the
-// thread knows and did so far is released by its next atomics (and, after a barrier, by those of its block).
+// __threadfence is sequentially consistent at device scope, so fences on either side of a barrier count for the whole
+// block: what its atomics have read becomes effective, and what the thread knows and did so far is released by its
+// next atomics and, after a barrier, by those of its block.
 void threadfence() {
   Fiber& f = current();
   if (!f.block->launch->checked) return;

@@ -21,7 +21,8 @@ std::string source_line(void* pc) {
   }
   line.erase(line.find_last_not_of('\n') + 1);
   if (const size_t more = line.find(" (discriminator"); more != std::string::npos) line.erase(more);
-  if (!line.empty() && line[0] != '?') return line;
+  // sources are compiled in the repository's root, which the debug information calls `.`
+  if (!line.empty() && line[0] != '?') return line.compare(0, 2, "./") ? line : line.substr(2);
   snprintf(b, sizeof b, "%s+%#zx", info.dli_sname ? info.dli_sname : info.dli_fname, offset);
   return b;
 }

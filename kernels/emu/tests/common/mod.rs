@@ -15,6 +15,9 @@ pub struct Gpu {
     pub module: sys::CUmodule,
 }
 
+// SAFETY: a module handle may be used from any thread.
+unsafe impl Sync for Gpu {}
+
 impl Gpu {
     pub fn new() -> Self {
         arclet_emu::load();
@@ -99,4 +102,24 @@ pub fn ptr<T>(s: &cudarc::driver::CudaSlice<T>, stream: &CudaStream) -> u64 {
 pub fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Runs the named test again in a child process with this environment, and fails if it fails there. False in the
+/// child itself, which then goes on with the test; true in the parent, which is done.
+pub fn ran_in_child(test: &str, env: &[(&str, &str)]) -> bool {
+    const MARK: &str = "ARCLET_EMU_TEST_CHILD";
+    if std::env::var(MARK).is_ok_and(|v| v == test) {
+        return false;
+    }
+    let exe = std::env::current_exe().expect("this test's executable");
+    let mut child = std::process::Command::new(exe);
+    child.args([test, "--exact", "--nocapture"]).env(MARK, test).envs(env.iter().copied());
+    let output = child.output().expect("run the child");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{test} in a child process: {}\n{text}",
+        output.status
+    );
+    true
 }
