@@ -63,19 +63,20 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[8][4], const uint3
     }
 }
 
-// Turns scores into unnormalised probabilities and rescales what was summed under the old maximum.
-// A thread holds 16 scores of each of two rows; `sum` is its own share, added up over the four threads of a row at the end.
+// Turns scores into unnormalised probabilities 2^(score scale_log2 - shift), shift the running maximum of the exponents, and
+// rescales what was summed under the old one. A thread holds 16 scores of each of two rows; `sum` is its own share, added
+// up over the four threads of a row at the end.
 template <int N>
-__device__ __forceinline__ void online_softmax(float (&scores)[8][4], float (&acc)[N][4], float (&maximum)[2], float (&sum)[2],
+__device__ __forceinline__ void online_softmax(float (&scores)[8][4], float (&acc)[N][4], float (&shift)[2], float (&sum)[2],
                                                float scale_log2) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float m = maximum[h];
+    float m = scores[0][2 * h];
 #pragma unroll
     for (int j = 0; j < 8; ++j) m = fmaxf(m, fmaxf(scores[j][2 * h], scores[j][2 * h + 1]));
-    m = dev::warp_max<4>(m);
-    const float shift = m * scale_log2, rescale = dev::exp2_approx(maximum[h] * scale_log2 - shift);
-    maximum[h] = m;
+    const float old = shift[h];
+    shift[h] = fmaxf(old, dev::warp_max<4>(m) * scale_log2);
+    const float rescale = dev::exp2_approx(old - shift[h]);
     sum[h] *= rescale;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -86,7 +87,7 @@ __device__ __forceinline__ void online_softmax(float (&scores)[8][4], float (&ac
     for (int j = 0; j < 8; ++j)
 #pragma unroll
       for (int e = 2 * h; e < 2 * h + 2; ++e) {
-        scores[j][e] = dev::exp2_approx(fmaf(scores[j][e], scale_log2, -shift));
+        scores[j][e] = dev::exp2_approx(fmaf(scores[j][e], scale_log2, -shift[h]));
         sum[h] += scores[j][e];
       }
   }
@@ -136,7 +137,7 @@ __device__ __forceinline__ void attention(const T* __restrict__ q, const T* __re
   for (int c = 0; c < P / 16; ++c)
     dev::ldmatrix_x4(queries[c], smem + 2 * SIDE + (warp * 16 + lane % 16) * (P + 8) + c * 16 + lane / 16 * 8);
 
-  float acc[P / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+  float acc[P / 8][4] = {}, shift[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
   const float scale_log2 = s.scale * LOG2_E;
   const int tiles = (s.kv_len + ROWS - 1) / ROWS;
   for (int t = 0; t < tiles; ++t) {
@@ -157,7 +158,7 @@ __device__ __forceinline__ void attention(const T* __restrict__ q, const T* __re
         for (int e = 0; e < 4; ++e)
           if (j * 8 + lane % 4 * 2 + e % 2 >= left) scores[j][e] = -INFINITY;
     }
-    online_softmax(scores, acc, maximum, sum, scale_log2);
+    online_softmax(scores, acc, shift, sum, scale_log2);
     dev::cp_async_wait<2>();
     __syncthreads();  // these values are in for all
     multiply_values<T, P>(acc, scores, keys + SIDE);
@@ -317,12 +318,13 @@ __device__ __forceinline__ void attention_f32(const float* __restrict__ q, const
 
 }  // namespace
 
-KERNEL(__launch_bounds__(128) attention_fwd_f32)
+KERNEL(__launch_bounds__(128, 2) attention_fwd_f32)
 (const float* q, const float* k, const float* v, float* o, AttentionSpec s) { attention_f32(q, k, v, o, s); }
 KERNEL_EXPORT(attention_fwd_f32)
 
+// Blocks per multiprocessor: as many as the registers allow without spills.
 #define ATTENTION_EXPORT(T, dtype, P)                                 \
-  KERNEL(__launch_bounds__(128) attention_fwd_##dtype##_hd##P)        \
+  KERNEL(__launch_bounds__(128, P <= 48 ? 4 : P <= 80 ? 3 : 2) attention_fwd_##dtype##_hd##P) \
   (const T* q, const T* k, const T* v, T* o, AttentionSpec s) {       \
     attention<T, P>(q, k, v, o, s);                                   \
   }                                                                   \

@@ -4,8 +4,8 @@
 //
 // Bits: Philox4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"),
 //   key = seed (lo, hi), counter = (index lo, index hi, draw / 4, stream).
-// Normals: each pair of words (a, b) gives two by Box & Muller 1958, r = sqrt(-2 ln u(a)): r cos(2 pi b / 2^32), r sin(2 pi b / 2^32);
-//   u in (0, 1], so every value is finite, and |value| <= 6.77.
+// Normals: each pair of words (a, b) gives two by Box & Muller 1958, r cos(2 pi b / 2^32) and r sin(2 pi b / 2^32) with
+//   r = sqrt(-2 ln u(a)), u(a) = (a + 1/2) / 2^32, so every value is finite, and |value| < 6.77.
 // All arithmetic is explicit (__fmaf_rn and its like): no library function and nothing a compiler may contract or reorder.
 //
 // PRECOND: block 256, any 1-D grid (grid-stride); one thread per four draws: images ceil(per_image / 4) of them;
@@ -34,12 +34,17 @@ __device__ __forceinline__ uint4 philox4x32_10(uint4 c, uint2 key) {
   return c;
 }
 
-// ln u for normal u > 0, within 1 ulp: u = 2^k m, m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(f / (2 + f)), f = m - 1
-// (coefficients and order of FreeBSD's logf).
-__device__ __forceinline__ float log_exact(float u) {
-  const uint32_t bits = dev::bit_cast<uint32_t>(u) + (0x3f800000u - 0x3f3504f3u);
-  const float k = static_cast<float>(static_cast<int>(bits >> 23) - 127);
-  const float f = __fsub_rn(dev::bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u), 1.f);
+// ln((a + 1/2) / 2^32), relative error below 2e-7; always negative. u = 2^k m, m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(f / (2 + f)),
+// f = m - 1 (coefficients and order of FreeBSD's logf). From sqrt(1/2) on, f = u - 1 is taken from the complement of the word, which
+// has all its bits where u rounds to 1.
+__device__ __forceinline__ float unit(uint32_t word) {  // (word + 1/2) / 2^32
+  return __fmaf_rn(static_cast<float>(word), 2.3283064365386963e-10f, 1.1641532182693481e-10f);
+}
+__device__ __forceinline__ float ln_uniform(uint32_t a) {
+  const uint32_t bits = dev::bit_cast<uint32_t>(unit(a)) + (0x3f800000u - 0x3f3504f3u);
+  const bool upper = a >= 0xB504F334u;  // sqrt(1/2) 2^32
+  const float k = upper ? 0.f : static_cast<float>(static_cast<int>(bits >> 23) - 127);
+  const float f = upper ? -unit(~a) : __fsub_rn(dev::bit_cast<float>((bits & 0x007fffffu) + 0x3f3504f3u), 1.f);
   const float s = __fdiv_rn(f, __fadd_rn(2.f, f)), z = __fmul_rn(s, s), w = __fmul_rn(z, z);
   const float even = __fmul_rn(w, __fmaf_rn(w, 0.24279078841f, 0.40000972152f));
   const float odd = __fmul_rn(z, __fmaf_rn(w, 0.28498786688f, 0.66666662693f));
@@ -51,7 +56,7 @@ __device__ __forceinline__ float log_exact(float u) {
 }
 
 // (cos, sin) of 2 pi b / 2^32: the quadrant is integer arithmetic, the rest |t| <= pi/4 a polynomial (Cephes' sinf and cosf).
-__device__ __forceinline__ float2 cos_sin_exact(uint32_t b) {
+__device__ __forceinline__ float2 cos_sin(uint32_t b) {
   const uint32_t quadrant = (b + 0x20000000u) >> 30;
   const float t = __fmul_rn(static_cast<float>(static_cast<int>(b - (quadrant << 30))), 1.4629180792671596e-9f);  // (pi/2) / 2^30
   const float z = __fmul_rn(t, t);
@@ -66,9 +71,8 @@ __device__ __forceinline__ float2 cos_sin_exact(uint32_t b) {
 }
 
 __device__ __forceinline__ float2 box_muller(uint32_t a, uint32_t b) {
-  const float u = __fmaf_rn(static_cast<float>(a), 2.3283064365386963e-10f, 1.1641532182693481e-10f);  // (a + 1/2) / 2^32
-  const float r = __fsqrt_rn(__fmul_rn(-2.f, log_exact(u)));
-  const float2 p = cos_sin_exact(b);
+  const float r = __fsqrt_rn(__fmul_rn(-2.f, ln_uniform(a)));
+  const float2 p = cos_sin(b);
   return make_float2(__fmul_rn(r, p.x), __fmul_rn(r, p.y));
 }
 
