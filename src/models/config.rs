@@ -60,6 +60,10 @@ impl Classes {
     }
 }
 
+/// Why a plain ViT cannot be sampled.
+pub(super) const CLASSIFIER: &str =
+    "found a plain ViT, which classifies images; expected a velocity model (flow-matching ViT or DiT)";
+
 /// Everything that decides a model's shapes and arithmetic.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -111,6 +115,23 @@ impl ModelConfig {
     /// The feed-forward activation.
     pub fn activation(&self) -> Activation {
         if self.gelu_tanh { Activation::GeluTanh } else { Activation::Gelu }
+    }
+
+    /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.
+    pub fn sampling_problem(&self) -> Option<String> {
+        if self.architecture == Architecture::Vit {
+            return Some(CLASSIFIER.into());
+        }
+        if self.prediction != Prediction::Velocity {
+            return Some(
+                "found a diffusion model that predicts epsilon (noise), expected one that predicts a velocity: the DDIM \
+                 sampler that epsilon models need does not exist yet"
+                    .into(),
+            );
+        }
+        (self.out_channels != self.in_channels).then(|| {
+            format!("found {} output channels for {} image channels, expected as many", self.out_channels, self.in_channels)
+        })
     }
 
     /// The configuration as `config.json` holds it.
