@@ -30,6 +30,11 @@ pub fn find(name: &str) -> Option<HashWeights> {
 }
 
 impl HashWeights {
+    /// Its name among [`NAMES`].
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What the network is.
     pub fn config(&self) -> &ModelConfig {
         &self.config

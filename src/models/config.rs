@@ -27,6 +27,15 @@ impl Architecture {
             Self::Vit => "vit",
         }
     }
+
+    /// What it is, in a few words.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::FlowVit => "flow-matching ViT: a timm encoder with a time embedding behind it",
+            Self::Dit => "diffusion transformer with adaLN-zero (DiT)",
+            Self::Vit => "plain timm ViT classifier",
+        }
+    }
 }
 
 /// What the network's output means.
