@@ -73,13 +73,10 @@ fn embed(out: &Path, nvcc: Option<&Nvcc>, images: &[Image]) -> Result<(), String
     );
     for i in images {
         let name = format!("{}.{}", i.module, i.target.arch);
-        let mut bytes = fs::read(&i.path).map_err(|e| format!("cannot read {}: {e}", i.path.display()))?;
-        if i.target.arch.starts_with("compute_") {
-            bytes.push(0); // the driver takes PTX as a C string
-        }
-        fs::write(out.join(&name), bytes).map_err(|e| format!("cannot write {name} to {}: {e}", out.display()))?;
-        let bytes = format!("&super::Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\")))");
-        let _ = writeln!(source, "    ({:?}, super::{}, {bytes}),", i.module, i.target.rust);
+        let copied = fs::copy(&i.packed, out.join(&name));
+        copied.map_err(|e| format!("cannot copy {} to {}: {e}", i.packed.display(), out.display()))?;
+        let packed = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))");
+        let _ = writeln!(source, "    ({:?}, super::{}, {packed}),", i.module, i.target.rust);
     }
     source.push_str("];\n");
     fs::write(out.join("images.rs"), source).map_err(|e| format!("cannot write images.rs to {}: {e}", out.display()))

@@ -2,15 +2,16 @@
 // One pass over the keys with a running maximum and sum (FlashAttention-2, Dao 2023, algorithm 1), all of it in f32;
 // for f16 and bf16 the products run on tensor cores, with the probabilities rounded to T.
 //
-//   q: [images, q_len,  heads, head_dim], token rows q_stride apart; head h of row r of image b at ((b q_len + r) q_stride + h head_dim)
+//   q: [images, q_len,  heads, head_dim], token rows q_stride apart: (b, r, h) starts at (b q_len + r) q_stride + h head_dim
 //   k: [images, kv_len, heads, head_dim], token rows kv_stride apart;  v: the same;  o: as q, rows out_stride apart
 //   Packed qkv of D = heads head_dim channels: q = base, k = base + D, v = base + 2 D, all strides 3 D.
 //
-// PRECOND: q_len, kv_len >= 1; head_dim a multiple of 8 in 32..=128; scale > 0; strides multiples of 8; pointers 16-byte aligned;
-//          grid.y and grid.z <= 65535.
-// PRECOND attention_fwd_<f16|bf16>_hd<P>, P in {32, 48, 64, 80, 96, 112, 128}: P - 16 < head_dim <= P; grid (ceil(q_len/64), heads, images);
-//          block 128; dynamic shared memory 512 (P + 8) bytes (69632 for P = 128: above 48 KiB the host must opt in).
-// PRECOND attention_fwd_f32: grid (ceil(q_len/32), heads, images); block 128; dynamic shared memory 640 (head_dim + 4) + 4608 bytes.
+// PRECOND: q_len, kv_len >= 1; head_dim a multiple of 8 in 32..=128; scale > 0; strides multiples of 8; pointers 16-byte
+//          aligned; grid.y and grid.z <= 65535; block 128. Above 48 KiB of shared memory the host must opt in.
+// PRECOND attention_fwd_<f16|bf16>_hd<P>, P in {32, 48, 64, 80, 96, 112, 128}: head_dim <= P;
+//          grid (ceil(q_len/64), heads, images); dynamic shared memory 512 (P + 8) bytes (69632 for P = 128).
+// PRECOND attention_fwd_f32: grid (ceil(q_len/32), heads, images); dynamic shared memory 640 (head_dim + 4) + 4608 bytes
+//          (89088 for head_dim 128).
 #include "async.cuh"
 #include "mma.cuh"
 #include "reduce.cuh"
@@ -164,8 +165,8 @@ __device__ __forceinline__ void attention(const T* __restrict__ q, const T* __re
     multiply_values<T, P>(acc, scores, keys + SIDE);
   }
 
-  // o leaves through shared memory in 16-byte stores; each warp's 16 rows are its own
-  __syncthreads();
+  // o leaves in 16-byte stores through the first stage's keys, which all had read by the last barrier; a warp's 16 rows
+  // are its own
   T* out = smem + warp * 16 * (P + 8);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -305,13 +306,13 @@ __device__ __forceinline__ void attention_f32(const float* __restrict__ q, const
   for (int i = 0; i < 4; ++i) {
     const float inverse = 1.f / dev::warp_sum<16>(sum[i]);
     const int row = q0 + warp * 8 + half * 4 + i;
+    if (row >= s.q_len) continue;
+    float* to = o + static_cast<size_t>(row) * s.out_stride + lane * 4;
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      const int col = lane * 4 + c * 64;
-      if (row >= s.q_len || col >= s.head_dim) continue;
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[i][c][e] *= inverse;
-      dev::store_vec(o + static_cast<size_t>(row) * s.out_stride + col, acc[i][c]);
+      if (lane * 4 + c * 64 < s.head_dim) dev::store_vec(to + c * 64, acc[i][c]);
     }
   }
 }

@@ -1,9 +1,12 @@
 // Conditioning vectors: time, label, and their addition to token rows.
 //
-//   time_embed_fwd_<dtype>:   y[b] = table[*counter]                      "="    table: [evaluations, dim] f32, sines and cosines computed
-//                             in f64 on the host; counter: device counter of evaluations done; y: [batch, dim]
-//   label_embed_fwd_<dtype>:  c = silu(time + table[label])               "="    time, c: [batch, dim]; table: [classes + 1, dim]; labels: [batch]
-//   add_rows_fwd_<dtype>:     x[b, t] += v[b]                             "+="   x: [batch, tokens, dim]; v: [batch, dim]
+//   time_embed_fwd_<dtype>    "="   y[b] = table[*counter]           y: [batch, dim]; counter: evaluations done;
+//                                   table: [evaluations, dim] f32, sines and cosines computed in f64 on the host
+//   label_embed_fwd_<dtype>   "="   c = silu(time + table[label])    time, c: [batch, dim] (c may be time itself);
+//                                   table: [classes + 1, dim]; labels: [batch]
+//   add_rows_fwd_<dtype>      "+="  x[b, t] += v[b]                  x: [batch, tokens, dim]; v: [batch, dim]
+//   prepend_token_fwd_<dtype>: y = first, then x, per image              "="    first: [dim]; x: [batch, tokens, dim]; y: [batch, tokens + 1, dim]
+//   take_token_fwd_<dtype>:   y[b] = x[b, 0]                              "="    x: [batch, tokens, dim]; y: [batch, dim]
 //
 // Sums and silu are computed in f32 and rounded once.
 //
@@ -36,7 +39,6 @@ __device__ __forceinline__ void time_embed(const float* __restrict__ table, cons
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = dev::from_f32<T>(row[i % s.dim]);
 }
 
-// c may be `time` itself.
 template <class T>
 __device__ __forceinline__ void label_embed(const T* time, const T* __restrict__ table, const int* __restrict__ labels, T* c,
                                             const LabelEmbedSpec& s) {
@@ -65,6 +67,23 @@ template <class T> __device__ __forceinline__ void add_rows(T* __restrict__ x, c
   }
 }
 
+// y row 0 of each image = first; the rows behind it = x.
+template <class T>
+__device__ __forceinline__ void prepend_token(const T* __restrict__ first, const T* __restrict__ x, T* __restrict__ y,
+                                              const AddRowsSpec& s) {
+  const size_t image = static_cast<size_t>(s.tokens + 1) * s.dim, n = s.batch * image;
+  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
+    const size_t b = i / image, e = i % image;
+    y[i] = e < static_cast<size_t>(s.dim) ? first[e] : x[b * (image - s.dim) + e - s.dim];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restrict__ y, const AddRowsSpec& s) {
+  const size_t n = static_cast<size_t>(s.batch) * s.dim;
+  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = x[i / s.dim * s.tokens * s.dim + i % s.dim];
+}
+
 }  // namespace
 
 #define EMBED_EXPORTS(T, dtype)                                                                                        \
@@ -75,7 +94,12 @@ template <class T> __device__ __forceinline__ void add_rows(T* __restrict__ x, c
   (const T* time, const T* table, const int* labels, T* c, LabelEmbedSpec s) { label_embed<T>(time, table, labels, c, s); } \
   KERNEL_EXPORT(label_embed_fwd_##dtype)                                                                               \
   KERNEL(__launch_bounds__(256) add_rows_fwd_##dtype)(T* x, const T* v, AddRowsSpec s) { add_rows<T>(x, v, s); }        \
-  KERNEL_EXPORT(add_rows_fwd_##dtype)
+  KERNEL_EXPORT(add_rows_fwd_##dtype)                                                                                   \
+  KERNEL(__launch_bounds__(256) prepend_token_fwd_##dtype)                                                             \
+  (const T* first, const T* x, T* y, AddRowsSpec s) { prepend_token<T>(first, x, y, s); }                              \
+  KERNEL_EXPORT(prepend_token_fwd_##dtype)                                                                             \
+  KERNEL(__launch_bounds__(256) take_token_fwd_##dtype)(const T* x, T* y, AddRowsSpec s) { take_token<T>(x, y, s); }    \
+  KERNEL_EXPORT(take_token_fwd_##dtype)
 
 EMBED_EXPORTS(float, f32)
 EMBED_EXPORTS(__half, f16)

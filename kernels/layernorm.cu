@@ -1,8 +1,8 @@
 // Layer normalisation over the last dimension, T in {f32, f16, bf16}. Writes y with "="; y may be x itself.
 //
 //   norm(x) = (x - mean) / sqrt(variance + eps)                  mean, then biased variance about it (two passes), in f32
-//   layernorm_fwd_<dtype>:            y = norm(x) weight + bias                        weight, bias: [dim], null means 1 and 0
-//   layernorm_modulated_fwd_<dtype>:  y = norm(x) (1 + scale[b]) + shift[b]            b = row / rows_per_image; adaLN (Peebles & Xie 2023)
+//   layernorm_fwd_<dtype>:            y = norm(x) weight + bias                weight, bias: [dim], null means 1 and 0
+//   layernorm_modulated_fwd_<dtype>:  y = norm(x) (1 + scale[b]) + shift[b]    b = row / rows_per_image; adaLN (Peebles & Xie 2023)
 //                                     shift, scale: [images, dim], rows mod_stride elements apart
 //   x, y: [rows, dim]
 //
@@ -28,7 +28,7 @@ template <bool MODULATED> __device__ __forceinline__ float affine(float norm, fl
   return MODULATED ? fmaf(norm, 1.f + gain, offset) : fmaf(norm, gain, offset);
 }
 
-// y[0..VEC) of a chunk from its normalised values. gain, offset: null means 1 and 0.
+// y[0..VEC) of a chunk from its values. gain, offset: null means 1 and 0 (never null where MODULATED).
 template <class T, bool MODULATED>
 __device__ __forceinline__ void store_chunk(T* y, float (&v)[dev::VEC<T>], float mean, float rstd, const T* gain, const T* offset) {
   float g[dev::VEC<T>], o[dev::VEC<T>];
@@ -37,8 +37,8 @@ __device__ __forceinline__ void store_chunk(T* y, float (&v)[dev::VEC<T>], float
     g[e] = 1.f;
     o[e] = 0.f;
   }
-  if (gain) dev::load_vec(gain, g);
-  if (offset) dev::load_vec(offset, o);
+  if (MODULATED || gain) dev::load_vec(gain, g);
+  if (MODULATED || offset) dev::load_vec(offset, o);
 #pragma unroll
   for (int e = 0; e < dev::VEC<T>; ++e) v[e] = affine<MODULATED>((v[e] - mean) * rstd, g[e], o[e]);
   dev::store_vec(y, v);
@@ -68,7 +68,8 @@ __device__ __forceinline__ void norm_in_registers(const T* x, const T* gain, con
 #pragma unroll
   for (int i = 0; i < CHUNKS; ++i)
     if (const int c = first + i * 32 * V; c < dim)
-      store_chunk<T, MODULATED>(y + c, v[i], mean, rstd, gain ? gain + c : nullptr, offset ? offset + c : nullptr);
+      store_chunk<T, MODULATED>(y + c, v[i], mean, rstd, MODULATED || gain ? gain + c : nullptr,
+                                MODULATED || offset ? offset + c : nullptr);
 }
 
 // One row of any length and alignment, by element.
@@ -84,7 +85,7 @@ __device__ __forceinline__ void norm_by_element(const T* x, const T* gain, const
   }
   const float rstd = rsqrtf(dev::warp_sum(squares) / dim + eps);
   for (int c = lane; c < dim; c += 32) {
-    const float g = gain ? dev::to_f32(gain[c]) : 1.f, o = offset ? dev::to_f32(offset[c]) : 0.f;
+    const float g = MODULATED || gain ? dev::to_f32(gain[c]) : 1.f, o = MODULATED || offset ? dev::to_f32(offset[c]) : 0.f;
     y[c] = dev::from_f32<T>(affine<MODULATED>((dev::to_f32(x[c]) - mean) * rstd, g, o));
   }
 }
@@ -93,7 +94,8 @@ template <class T, bool MODULATED>
 __device__ __forceinline__ void layernorm(const T* x, const T* gain, const T* offset, T* y, const LayerNormSpec& s) {
   const int row = blockIdx.x * 4 + threadIdx.x / 32;
   if (row >= s.rows) return;
-  const bool whole = s.dim % dev::VEC<T> == 0 && (!MODULATED || s.mod_stride % dev::VEC<T> == 0) && dev::aligned16(x, gain, offset, y);
+  const bool whole =
+      s.dim % dev::VEC<T> == 0 && (!MODULATED || s.mod_stride % dev::VEC<T> == 0) && dev::aligned16(x, gain, offset, y);
   x += static_cast<size_t>(row) * s.dim;
   y += static_cast<size_t>(row) * s.dim;
   if (MODULATED) {

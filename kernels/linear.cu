@@ -90,7 +90,7 @@ template <> struct Sums<float> {
 
 // sums += xs[64, BK] . ws[64, BK]^T
 template <class T> __device__ __forceinline__ void multiply_tile(Sums<T>& sums, const T* xs, const T* ws) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, wm = (warp / 2) * 32, wn = (warp % 2) * 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, wm = warp / 2 * 32, wn = warp % 2 * 32;
   uint32_t a[2][2][4], b[2][2][4];
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
@@ -154,14 +154,14 @@ __device__ __forceinline__ void multiply(Sums<T>& sums, T* smem, const T* __rest
 
 // staged[64, 64] = the block's sums
 template <class T> __device__ __forceinline__ void stage_sums(float* staged, const Sums<T>& sums) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, wm = warp / 2 * 32, wn = warp % 2 * 32;
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int j = 0; j < 4; ++j)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        *reinterpret_cast<float2*>(staged + staged_at<T>(warp / 2 * 32 + i * 16 + h * 8 + lane / 4, warp % 2 * 32 + j * 8 + lane % 4 * 2)) =
+        *reinterpret_cast<float2*>(staged + staged_at<T>(wm + i * 16 + h * 8 + lane / 4, wn + j * 8 + lane % 4 * 2)) =
             make_float2(sums.d[i][j][h * 2], sums.d[i][j][h * 2 + 1]);
 }
 template <> __device__ __forceinline__ void stage_sums<float>(float* staged, const Sums<float>& sums) {

@@ -1,7 +1,9 @@
 // Images to patch rows and back. Both write with "=". p = patch, T = (height/p) (width/p) tokens, row by row.
 //
-//   patchify_fwd_<dtype>:    y[b, t, (c, i, j)] = x[b % x_batch, c, ty p + i, tx p + j]     x: [x_batch, C, H, W] f32, y: [batch, T, C p p]
-//   unpatchify_fwd_<dtype>:  v[b, c, ty p + i, tx p + j] = y[b, t, (i, j, c)]               y: [batch, T, p p C], v: [batch, C, H, W]
+//   patchify_fwd_<dtype>:    y[b, t, (c, i, j)] = x[b % x_batch, c, ty p + i, tx p + j]
+//                            x: [x_batch, C, H, W] f32, y: [batch, T, C p p]
+//   unpatchify_fwd_<dtype>:  v[b, c, ty p + i, tx p + j] = y[b, t, (i, j, c)]
+//                            y: [batch, T, p p C], v: [batch, C, H, W]
 //
 // x_batch < batch repeats the images: the two halves of classifier-free guidance see the same x.
 //
@@ -37,10 +39,10 @@ template <class T> __device__ __forceinline__ void unpatchify(const T* __restric
 
 }  // namespace
 
-#define PATCH_EXPORTS(T, dtype)                                                                                                      \
-  KERNEL(__launch_bounds__(256) patchify_fwd_##dtype)(const float* x, T* y, PatchSpec s) { patchify<T>(x, y, s); }                   \
-  KERNEL_EXPORT(patchify_fwd_##dtype)                                                                                                \
-  KERNEL(__launch_bounds__(256) unpatchify_fwd_##dtype)(const T* y, T* v, PatchSpec s) { unpatchify<T>(y, v, s); }                   \
+#define PATCH_EXPORTS(T, dtype)                                                                                    \
+  KERNEL(__launch_bounds__(256) patchify_fwd_##dtype)(const float* x, T* y, PatchSpec s) { patchify<T>(x, y, s); } \
+  KERNEL_EXPORT(patchify_fwd_##dtype)                                                                              \
+  KERNEL(__launch_bounds__(256) unpatchify_fwd_##dtype)(const T* y, T* v, PatchSpec s) { unpatchify<T>(y, v, s); } \
   KERNEL_EXPORT(unpatchify_fwd_##dtype)
 
 PATCH_EXPORTS(float, f32)

@@ -34,12 +34,14 @@ __device__ __forceinline__ uint4 philox4x32_10(uint4 c, uint2 key) {
   return c;
 }
 
-// ln((a + 1/2) / 2^32), relative error below 2e-7; always negative. u = 2^k m, m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(f / (2 + f)),
-// f = m - 1 (coefficients and order of FreeBSD's logf). From sqrt(1/2) on, f = u - 1 is taken from the complement of the word, which
-// has all its bits where u rounds to 1.
-__device__ __forceinline__ float unit(uint32_t word) {  // (word + 1/2) / 2^32
+// (word + 1/2) / 2^32
+__device__ __forceinline__ float unit(uint32_t word) {
   return __fmaf_rn(static_cast<float>(word), 2.3283064365386963e-10f, 1.1641532182693481e-10f);
 }
+
+// ln u, u = (a + 1/2) / 2^32, relative error below 2e-7; always negative. u = 2^k m with m in [sqrt(1/2), sqrt(2));
+// ln m = 2 atanh(f / (2 + f)), f = m - 1 (coefficients and order of FreeBSD's logf). From sqrt(1/2) on, f = u - 1 is taken
+// from the complement of the word, which has all its bits where u rounds to 1.
 __device__ __forceinline__ float ln_uniform(uint32_t a) {
   const uint32_t bits = dev::bit_cast<uint32_t>(unit(a)) + (0x3f800000u - 0x3f3504f3u);
   const bool upper = a >= 0xB504F334u;  // sqrt(1/2) 2^32

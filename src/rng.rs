@@ -78,12 +78,12 @@ fn ln_uniform(a: u32) -> f32 {
     let z = s * s;
     let w = z * z;
     let even = w * w.mul_add(0.242_790_79, 0.400_009_72);
-    let odd = z * w.mul_add(0.284_987_87, 0.666_666_63);
+    let odd = z * w.mul_add(0.284_987_87, 0.666_666_6);
     let half_square = 0.5 * f * f;
     let y = s * (half_square + (odd + even));
-    let y = k.mul_add(9.058_000_6e-6, y);
+    let y = k.mul_add(9.058_001e-6, y);
     let y = y - half_square + f;
-    k.mul_add(0.693_138_12, y)
+    k.mul_add(0.693_138_1, y)
 }
 
 /// (cos, sin) of 2π b / 2^32, each within 1e-7.

@@ -98,6 +98,7 @@ pub trait Real:
 }
 
 impl Real for f32 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x as f32
     }
@@ -143,6 +144,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
     }

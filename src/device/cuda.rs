@@ -219,7 +219,8 @@ impl Cuda {
     /// # Errors
     /// [`Error::OutOfMemory`] with the bytes that are free.
     pub fn alloc(&self, bytes: usize) -> Result<DeviceBuffer> {
-        match self.inner.stream.alloc_zeros::<u8>(bytes) {
+        // The driver refuses an allocation of nothing.
+        match self.inner.stream.alloc_zeros::<u8>(bytes.max(1)) {
             Ok(slice) => Ok(DeviceBuffer { slice }),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, _) = self.inner.context.mem_get_info().unwrap_or((0, 0));
@@ -340,7 +341,7 @@ impl Cuda {
         let module = self
             .inner
             .context
-            .load_module(Ptx::from_binary(image.bytes.to_vec()))
+            .load_module(Ptx::from_binary(image.bytes()?))
             .map_err(|e| Error::device(format!("cannot load the kernels of {name}: {}", describe(e))))?;
         modules.insert(name, module.clone());
         Ok(module)

@@ -1,4 +1,4 @@
-//! A read-only view of stored weights: one safetensors file, a model folder, or bytes embedded in the binary.
+//! A read-only view of stored weights: one safetensors file, a model folder, a NumPy dictionary, or bytes embedded in the binary.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,6 +15,8 @@ use crate::io::foreign::{Kind, recognise};
 use crate::io::header::{Header, TensorEntry, read_header};
 use crate::io::json::parse_strict;
 use crate::io::mapped::{Bytes, map_file};
+use crate::io::npy::Npy;
+use crate::io::object_npy::{ObjectArray, parse_object_npy};
 use crate::io::quoted;
 
 /// Metadata key that holds the model configuration as JSON.
@@ -33,6 +35,19 @@ pub struct Checkpoint {
 struct Part {
     path: PathBuf,
     bytes: Bytes,
+    /// Tensors decoded from a file that does not store them as plain bytes; else they are ranges of `bytes`.
+    decoded: Option<Vec<u8>>,
+}
+
+impl Part {
+    fn new(path: impl Into<PathBuf>, bytes: Bytes) -> Self {
+        Self { path: path.into(), bytes, decoded: None }
+    }
+
+    /// The bytes that tensor ranges refer to.
+    fn tensor_bytes(&self) -> &[u8] {
+        self.decoded.as_deref().unwrap_or(&self.bytes)
+    }
 }
 
 /// A tensor and the part that holds it.
@@ -42,7 +57,7 @@ struct Located {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, or a folder: `model.safetensors`, else `model.safetensors.index.json` with its
+    /// Opens a safetensors file, an object `.npy` file that holds one dictionary of arrays, or a folder: `model.safetensors`, else `model.safetensors.index.json` with its
     /// shards, else the same for `diffusion_pytorch_model`, else the only `*.safetensors` in it.
     ///
     /// The configuration is the folder's `config.json` (also for a file that has one of those names), else the
@@ -68,7 +83,7 @@ impl Checkpoint {
     /// Opens safetensors bytes that are part of the binary; `name` stands for the path in messages. `config` is the
     /// model configuration as JSON; without it the metadata key [`CONFIG_KEY`] counts.
     pub fn from_static(name: &str, bytes: &'static [u8], config: Option<&str>) -> Result<Self> {
-        let mut opened = Self::from_parts(name.into(), vec![Part { path: name.into(), bytes: Bytes::Static(bytes) }])?;
+        let mut opened = Self::from_parts(name.into(), vec![Part::new(name, Bytes::Static(bytes))])?;
         if let Some(text) = config {
             opened.config = Some(parse_strict(text).map_err(|e| Error::input(name, format!("config: {e}")))?);
         }
@@ -78,10 +93,27 @@ impl Checkpoint {
     fn open_file(path: &Path) -> Result<Self> {
         let bytes = map_file(path)?;
         match recognise(path, &bytes) {
-            Kind::Safetensors => Self::from_parts(path.into(), vec![Part { path: path.into(), bytes }]),
-            Kind::Npy => Err(Error::input(path, "found a NumPy array, expected safetensors")),
+            Kind::Safetensors => Self::from_parts(path.into(), vec![Part::new(path, bytes)]),
+            Kind::Npy => Self::from_object_npy(path, bytes).map_err(|reason| Error::input(path, reason)),
             Kind::Refused(reason) => Err(Error::input(path, reason)),
         }
+    }
+
+    /// A dictionary of arrays that was saved with `numpy.save`.
+    fn from_object_npy(path: &Path, bytes: Bytes) -> Result<Self, String> {
+        let arrays = parse_object_npy(&bytes).and_then(ObjectArray::into_named_arrays).map_err(|reason| {
+            format!("{reason} (a .npy file of weights is a dictionary of arrays, saved with numpy.save)")
+        })?;
+        let mut decoded = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for (name, Npy { shape, data }) in arrays {
+            let start = decoded.len();
+            data.put_le(&mut decoded);
+            let entry = TensorEntry { dtype: data.file_dtype(), shape, range: start..decoded.len() };
+            tensors.insert(name, Located { part: 0, entry });
+        }
+        let parts = vec![Part { decoded: Some(decoded), ..Part::new(path, bytes) }];
+        Ok(Self { path: path.into(), parts, tensors, metadata: BTreeMap::new(), config: None })
     }
 
     fn open_sharded(home: &Path, index: &Index) -> Result<Self> {
@@ -93,7 +125,7 @@ impl Checkpoint {
             if let Kind::Refused(reason) = recognise(&path, &bytes) {
                 return Err(Error::input(path, reason));
             }
-            parts.push(Part { path, bytes });
+            parts.push(Part::new(path, bytes));
         }
         let opened = Self::from_parts(home.into(), parts)?;
         opened.compare_with_index(index, &shards.into_iter().collect::<Vec<_>>())?;
@@ -104,7 +136,7 @@ impl Checkpoint {
     fn from_parts(path: PathBuf, parts: Vec<Part>) -> Result<Self> {
         let mut tensors: BTreeMap<String, Located> = BTreeMap::new();
         let mut headers = Vec::with_capacity(parts.len());
-        for (part, Part { path, bytes }) in parts.iter().enumerate() {
+        for (part, Part { path, bytes, .. }) in parts.iter().enumerate() {
             let Header { tensors: entries, metadata } = read_header(path, bytes)?;
             for (name, entry) in entries {
                 if let Some(earlier) = tensors.get(&name) {
@@ -186,7 +218,7 @@ impl Checkpoint {
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         let located = self.tensors.get(name);
         let located = located.ok_or_else(|| Error::input(&self.path, format!("tensor {} is missing", quoted(name))))?;
-        Ok(&self.parts[located.part].bytes[located.entry.range.clone()])
+        Ok(&self.parts[located.part].tensor_bytes()[located.entry.range.clone()])
     }
 
     /// Elements of a float tensor as f32, row-major. [`Error::Input`] if it is missing, of another type, or holds a

@@ -13,12 +13,16 @@ pub mod digest;
 pub mod dtype;
 mod folder;
 mod foreign;
+pub mod h5;
 pub mod header;
 pub mod json;
 mod mapped;
 pub mod npy;
 mod npy_header;
 pub mod npy_writer;
+pub mod object_npy;
+mod pickle;
+mod pickle_text;
 pub mod png;
 pub mod safetensors;
 
@@ -26,8 +30,10 @@ pub use self::atomic::{AtomicFile, write_atomic};
 pub use self::checkpoint::Checkpoint;
 pub use self::digest::{sha256_file, sha256_hex};
 pub use self::dtype::FileDType;
+pub use self::h5::{require_h5, write_h5};
 pub use self::npy::{NonFinite, Npy, NpyData, read_npy, read_npy_f32};
 pub use self::npy_writer::{NpyWriter, write_npy_f32};
+pub use self::object_npy::{ObjectArray, ObjectValue, read_object_npy};
 pub use self::png::{GridLayout, GridPng, write_grid_png};
 pub use self::safetensors::{TensorBytes, write_safetensors};
 

@@ -6,6 +6,7 @@ use half::f16;
 
 use crate::error::{Error, Result};
 use crate::io::decode::first_bad;
+use crate::io::dtype::FileDType;
 use crate::io::mapped::map_file;
 use crate::io::npy_header::{NpyHeader, NpyType};
 use crate::io::try_with_capacity;
@@ -75,6 +76,29 @@ impl NpyData {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Element type by its safetensors name.
+    pub fn file_dtype(&self) -> FileDType {
+        match self {
+            Self::Bool(_) => FileDType::Bool,
+            Self::I8(_) => FileDType::I8,
+            Self::I16(_) => FileDType::I16,
+            Self::I32(_) => FileDType::I32,
+            Self::I64(_) => FileDType::I64,
+            Self::U8(_) => FileDType::U8,
+            Self::U16(_) => FileDType::U16,
+            Self::U32(_) => FileDType::U32,
+            Self::U64(_) => FileDType::U64,
+            Self::F16(_) => FileDType::F16,
+            Self::F32(_) => FileDType::F32,
+            Self::F64(_) => FileDType::F64,
+        }
+    }
+
+    /// Appends the elements to `out`, little-endian.
+    pub(crate) fn put_le(&self, out: &mut Vec<u8>) {
+        with_elements!(self, values => values.iter().for_each(|v| v.put_le(out)));
     }
 
     /// Elements rounded to f32; false and true become 0 and 1.
@@ -199,6 +223,7 @@ trait Element: Sized {
     fn from_le(bytes: &[u8]) -> Self;
     /// The same, most significant first.
     fn from_be(bytes: &[u8]) -> Self;
+    fn put_le(&self, out: &mut Vec<u8>);
     fn as_f32(&self) -> f32;
     fn as_f64(&self) -> f64;
 }
@@ -212,6 +237,10 @@ macro_rules! number {
 
             fn from_be(bytes: &[u8]) -> Self {
                 <$ty>::from_be_bytes(std::array::from_fn(|i| bytes[i]))
+            }
+
+            fn put_le(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
             }
 
             fn as_f32(&self) -> f32 {
@@ -248,6 +277,10 @@ impl Element for bool {
 
     fn from_be(bytes: &[u8]) -> Self {
         bytes[0] != 0
+    }
+
+    fn put_le(&self, out: &mut Vec<u8>) {
+        out.push((*self).into());
     }
 
     fn as_f32(&self) -> f32 {

@@ -9,7 +9,7 @@ use super::linear::{matmul, matmul_t};
 use super::reduce::{max, sum_of};
 use super::{expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
-use crate::device::cpu::vectorize;
+use crate::device::cpu::vectorized;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
@@ -105,26 +105,36 @@ fn cpu<T: Real>(q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out
             let y = (&mut scores[..], kv_len as isize);
             matmul_t(rows, kv_len, head_dim, y, queries, keys, scale, Parallelism::None);
             let mut norms = [T::default(); CPU_QUERIES];
-            vectorize(|| {
-                for (row, norm) in scores.chunks_exact_mut(kv_len).zip(&mut norms) {
-                    let top = max(row);
-                    row.iter_mut().for_each(|s| *s = (*s - top).exp());
-                    *norm = T::from_f64(1.0) / sum_of(row, |p| p);
-                }
-            });
+            softmax(&mut scores, kv_len, &mut norms);
             let out = &mut out[head * head_dim..];
             let values = (&vs[at(v, 0)..], kv_stride as isize, 1);
             let weights = (&scores[..], kv_len as isize, 1);
             let y = (&mut *out, dim as isize);
             matmul(rows, head_dim, kv_len, y, weights, values, T::from_f64(1.0), Parallelism::None);
-            vectorize(|| {
-                for (row, &norm) in norms[..rows].iter().enumerate() {
-                    out[row * dim..][..head_dim].iter_mut().for_each(|o| *o = *o * norm);
-                }
-            });
+            scale_rows(out, dim, head_dim, &norms[..rows]);
         }
     });
     Ok(())
+}
+
+vectorized! {
+    /// scores [rows, L] = e^(score - row maximum); norms [rows] = 1 / row sum.
+    fn softmax(scores: &mut [T], kv_len: usize, norms: &mut [T]) {
+        for (row, norm) in scores.chunks_exact_mut(kv_len).zip(norms) {
+            let top = max(row);
+            row.iter_mut().for_each(|s| *s = (*s - top).exp());
+            *norm = T::from_f64(1.0) / sum_of(row, |p| p);
+        }
+    }
+}
+
+vectorized! {
+    /// The first `head_dim` elements of each row of `out` [rows, stride] *= norms [rows].
+    fn scale_rows(out: &mut [T], stride: usize, head_dim: usize, norms: &[T]) {
+        for (row, &norm) in norms.iter().enumerate() {
+            out[row * stride..][..head_dim].iter_mut().for_each(|o| *o = *o * norm);
+        }
+    }
 }
 
 fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::reduce::sum_of;
 use super::{PerImage, expect_shape, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
-use crate::device::cpu::vectorize;
+use crate::device::cpu::vectorized;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
 use crate::tensor::{Real, Tensor};
@@ -79,18 +79,23 @@ fn cpu<T: Real>(x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<
             let image = row / rows_per_image;
             let mul = &mul[mul_at.0 + image * mul_at.1..][..dim];
             let add = &add[add_at.0 + image * add_at.1..][..dim];
-            vectorize(|| {
-                let n = T::from_f64(dim as f64);
-                let mean = sum_of(x, |v| v) / n;
-                let var = sum_of(x, |v| (v - mean) * (v - mean)) / n;
-                let inv = one / (var + T::from_f64(eps)).sqrt();
-                for (((y, &x), &mul), &add) in y.iter_mut().zip(x).zip(mul).zip(add) {
-                    *y = ((x - mean) * inv).mul_add(plus + mul, add);
-                }
-            });
+            normalise(y, x, mul, add, plus, T::from_f64(eps));
         },
     );
     Ok(())
+}
+
+vectorized! {
+    /// y = (x - mean) / sqrt(var + eps) * (plus + mul) + add, over one row.
+    fn normalise(y: &mut [T], x: &[T], mul: &[T], add: &[T], plus: T, eps: T) {
+        let n = T::from_f64(x.len() as f64);
+        let mean = sum_of(x, |v| v) / n;
+        let var = sum_of(x, |v| (v - mean) * (v - mean)) / n;
+        let inv = T::from_f64(1.0) / (var + eps).sqrt();
+        for (((y, &x), &mul), &add) in y.iter_mut().zip(x).zip(mul).zip(add) {
+            *y = ((x - mean) * inv).mul_add(plus + mul, add);
+        }
+    }
 }
 
 fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {

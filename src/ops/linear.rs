@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::reduce::dot;
 use super::{PerImage, expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
-use crate::device::cpu::vectorize;
+use crate::device::cpu::vectorized;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
@@ -144,18 +144,8 @@ fn cpu<T: Real>(
             _ => None,
         };
         y.par_chunks_mut(g.n).zip(product.par_chunks_mut(g.n)).enumerate().with_min_len(8).for_each(|(row, (y, v))| {
-            let gate = gate.map(|(gate, stride, offset)| &gate[row / g.rows * stride + offset..][..g.n]);
-            vectorize(|| {
-                activate(act, bias, v);
-                match gate {
-                    Some(gate) => {
-                        for ((y, &v), &gate) in y.iter_mut().zip(&*v).zip(gate) {
-                            *y = gate.mul_add(v, *y);
-                        }
-                    }
-                    None => y.iter_mut().zip(&*v).for_each(|(y, &v)| *y += v),
-                }
-            });
+            activate(act, bias, v);
+            add(y, v, gate.map(|(gate, stride, offset)| &gate[row / g.rows * stride + offset..][..g.n]));
         });
     } else {
         products(g, x, w, y);
@@ -167,28 +157,50 @@ fn cpu<T: Real>(
             return Ok(());
         }
         y.par_chunks_mut(g.n).enumerate().with_min_len(8).for_each(|(row, y)| {
-            vectorize(|| {
-                activate(act, bias, y);
-                if let Some((rows, count)) = rows {
-                    let add = &rows[row % count * g.n..][..g.n];
-                    y.iter_mut().zip(add).for_each(|(y, &r)| *y += r);
-                }
-            });
+            activate(act, bias, y);
+            if let Some((rows, count)) = rows {
+                add(y, &rows[row % count * g.n..][..g.n], None);
+            }
         });
     }
     Ok(())
 }
 
-#[inline(always)]
-fn activate<T: Real>(act: Activation, bias: Option<&[T]>, v: &mut [T]) {
-    if let Some(bias) = bias {
-        v.iter_mut().zip(bias).for_each(|(v, &b)| *v += b);
+vectorized! {
+    /// v = act(v + bias).
+    fn activate(act: Activation, bias: Option<&[T]>, v: &mut [T]) {
+        if let Some(bias) = bias {
+            v.iter_mut().zip(bias).for_each(|(v, &b)| *v += b);
+        }
+        match act {
+            Activation::None => {}
+            Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
+            Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
+            Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
+        }
     }
-    match act {
-        Activation::None => {}
-        Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
-        Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
-        Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
+}
+
+vectorized! {
+    /// y += gate * v.
+    fn add(y: &mut [T], v: &[T], gate: Option<&[T]>) {
+        match gate {
+            Some(gate) => {
+                for ((y, &v), &gate) in y.iter_mut().zip(v).zip(gate) {
+                    *y = gate.mul_add(v, *y);
+                }
+            }
+            None => y.iter_mut().zip(v).for_each(|(y, &v)| *y += v),
+        }
+    }
+}
+
+vectorized! {
+    /// y [N] = w [N, K] x [K].
+    fn dots(y: &mut [T], w: &[T], x: &[T]) {
+        for (y, w) in y.iter_mut().zip(w.chunks_exact(x.len())) {
+            *y = dot(x, w);
+        }
     }
 }
 
@@ -215,13 +227,7 @@ pub(super) fn silu<T: Real>(x: T) -> T {
 fn products<T: Real>(g: Geometry, x: &[T], w: &[T], y: &mut [T]) {
     if g.rows < MIN_GEMM_ROWS {
         y.par_chunks_mut(g.n).zip(x.par_chunks(g.k)).for_each(|(y, x)| {
-            y.par_chunks_mut(64).zip(w.par_chunks(64 * g.k)).for_each(|(y, w)| {
-                vectorize(|| {
-                    for (y, w) in y.iter_mut().zip(w.chunks_exact(g.k)) {
-                        *y = dot(x, w);
-                    }
-                });
-            });
+            y.par_chunks_mut(64).zip(w.par_chunks(64 * g.k)).for_each(|(y, w)| dots(y, w, x));
         });
         return;
     }

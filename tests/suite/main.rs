@@ -2,4 +2,7 @@
 //! machine that has no Rust.
 
 mod common;
+mod engines;
 mod goldens;
+mod ops;
+mod ptx;

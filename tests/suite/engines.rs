@@ -1,0 +1,68 @@
+//! The devices that one case runs on, and the bounds that each has to keep.
+
+use arclet::device::Device;
+use arclet::device::cuda::Cuda;
+use arclet::device::images::KernelImages;
+use arclet::tensor::DType;
+
+use crate::common::{cpu, relative_error, rms_error};
+
+/// The GPU: the emulated one, or the machine's with `ARCLET_TEST_DRIVER=real`. Each test thread has a stream of its own,
+/// because a stream that one test records on must not be synchronised by another.
+pub fn cuda() -> Device {
+    thread_local! {
+        static DEVICE: Cuda = {
+            arclet_emu::load();
+            let images = match arclet_emu::real_driver() {
+                true => KernelImages::embedded(),
+                false => KernelImages::manifest(arclet_emu::manifest("80")),
+            };
+            Cuda::new(0, images).unwrap_or_else(|e| panic!("{e}"))
+        };
+    }
+    Device::Cuda(DEVICE.with(Cuda::clone))
+}
+
+/// Runs `work` in every schedule and under the checker, wants the same bits each time, and returns them.
+pub fn every_mode(what: &str, work: impl Fn() -> Vec<f32>) -> Vec<f32> {
+    let mut first: Option<Vec<f32>> = None;
+    for &mode in arclet_emu::modes() {
+        let got = arclet_emu::with_mode(mode, &work);
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        match &first {
+            Some(want) => assert!(bits(want) == bits(&got), "{what}: the result depends on the schedule ({mode:?})"),
+            None => first = Some(got),
+        }
+    }
+    first.expect("there is a mode")
+}
+
+/// Types that the GPU computes in.
+pub const CUDA_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// Runs one operation everywhere and compares with `want`, computed in f64 from the unrounded inputs:
+/// the CPU in f64 and f32, the GPU in f32 within `1e-5` of the largest value; in f16 and bf16 the GPU's RMS error is at
+/// most twice that of the f32 loops with every input and output rounded to the type.
+pub fn check(what: &str, want: &[f64], run: impl Fn(&Device, DType) -> Vec<f32>) {
+    let want: Vec<f32> = want.iter().map(|&w| w as f32).collect();
+    let (cpu, cuda) = (cpu(), cuda());
+    let near = |dtype, device: &str, got: &[f32], bound: f64| {
+        let error = relative_error(got, &want);
+        assert!(error <= bound, "{what} on {device} in {dtype}: relative error {error:.2e}");
+    };
+    near(DType::F64, "cpu", &run(&cpu, DType::F64), 3e-7);
+    near(DType::F32, "cpu", &run(&cpu, DType::F32), 1e-5);
+    for dtype in CUDA_DTYPES {
+        let got = every_mode(&format!("{what} in {dtype}"), || run(&cuda, dtype));
+        if dtype == DType::F32 {
+            near(dtype, "cuda", &got, 1e-5);
+            continue;
+        }
+        let yardstick = rms_error(&run(&cpu, dtype), &want);
+        let error = rms_error(&got, &want);
+        assert!(
+            error <= 2.0 * yardstick,
+            "{what} on cuda in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}"
+        );
+    }
+}

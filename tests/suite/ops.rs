@@ -1,0 +1,477 @@
+//! Every operation against a plain f64 loop written here, on every device, in every type, schedule and mode.
+
+use arclet::device::Device;
+use arclet::ops::PerImage;
+use arclet::ops::attention::{Heads, attention};
+use arclet::ops::embed::{add_rows, label_embedding, prepend_token, take_token, time_embedding};
+use arclet::ops::layernorm::{Affine, layernorm};
+use arclet::ops::linear::{Activation, Residual, linear, workspace_len};
+use arclet::ops::noise::normal;
+use arclet::ops::patch::{patchify, unpatchify};
+use arclet::ops::solver::*;
+use arclet::rng;
+use arclet::tensor::{DType, Tensor};
+
+use crate::common::cpu;
+use crate::engines::{check, cuda, every_mode};
+
+/// Numbers in [-scale, scale) that f16 and bf16 have to round.
+fn values(n: usize, seed: u64, scale: f64) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        s ^= s << 13;
+        s ^= s >> 7;
+        s ^= s << 17;
+        ((s >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0) * scale
+    };
+    (0..n).map(|_| next() as f32).collect()
+}
+
+fn tensor(device: &Device, dtype: DType, shape: &[usize], values: &[f32]) -> Tensor {
+    Tensor::from_f32(device, dtype, shape, values).unwrap()
+}
+
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+fn f64s(v: &[f32]) -> Vec<f64> {
+    v.iter().map(|&x| x as f64).collect()
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt()))
+}
+
+fn gelu_tanh(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+struct LinearCase {
+    images: usize,
+    rows: usize,
+    n: usize,
+    k: usize,
+    bias: bool,
+    act: Activation,
+    residual: &'static str,
+}
+
+fn linear_case(c: LinearCase) {
+    let LinearCase { images, rows, n, k, bias, act, residual } = c;
+    let m = images * rows;
+    let what = format!("linear {images}x{rows}x{n}x{k} {act:?} {residual}");
+    let (x, w) = (values(m * k, 1, 1.0), values(n * k, 2, (3.0 / k as f64).sqrt()));
+    let (b, y0) = (values(n, 3, 0.5), values(m * n, 4, 1.0));
+    let (positions, gate) = (values(rows * n, 5, 1.0), values(images * 3 * n, 6, 1.0));
+    let mut want = vec![0.0; m * n];
+    for row in 0..m {
+        for col in 0..n {
+            let dot: f64 = (0..k).map(|i| x[row * k + i] as f64 * w[col * k + i] as f64).sum();
+            let v = dot + if bias { b[col] as f64 } else { 0.0 };
+            let v = match act {
+                Activation::None => v,
+                Activation::Gelu => gelu(v),
+                Activation::GeluTanh => gelu_tanh(v),
+                Activation::Silu => silu(v),
+            };
+            let before = y0[row * n + col] as f64;
+            want[row * n + col] = match residual {
+                "none" => v,
+                "in place" => before + v,
+                "rows" => positions[row % rows * n + col] as f64 + v,
+                "gated" => before + gate[(row / rows) * 3 * n + n + col] as f64 * v,
+                other => panic!("{other}"),
+            };
+        }
+    }
+    check(&what, &want, |device, dtype| {
+        let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
+        let (x, w, b) = (t(&[images, rows, k], &x), t(&[n, k], &w), t(&[n], &b));
+        let (positions, gate) = (t(&[rows, n], &positions), t(&[images, 3 * n], &gate));
+        let mut y = t(&[images, rows, n], &y0);
+        let len = workspace_len(device, images, rows, n, k);
+        let mut workspace = Tensor::zeros(device, wide(dtype), &[len]).unwrap();
+        let residual = match residual {
+            "none" => Residual::None,
+            "in place" => Residual::InPlace,
+            "rows" => Residual::Rows(&positions),
+            _ => Residual::Gated(PerImage { tensor: &gate, offset: n }),
+        };
+        let bias = bias.then_some(&b);
+        device.run(|| linear(device, &x, &w, bias, act, residual, &mut y, &mut workspace)).unwrap();
+        y.to_f32(device).unwrap()
+    });
+}
+
+#[test]
+fn linear_epilogues() {
+    use Activation::{Gelu, GeluTanh, None as Plain, Silu};
+    for (act, residual) in [
+        (Plain, "none"),
+        (Gelu, "none"),
+        (GeluTanh, "none"),
+        (Silu, "none"),
+        (Plain, "in place"),
+        (Gelu, "in place"),
+        (Plain, "rows"),
+        (Plain, "gated"),
+        (Silu, "gated"),
+    ] {
+        linear_case(LinearCase { images: 2, rows: 20, n: 72, k: 136, bias: true, act, residual });
+    }
+}
+
+#[test]
+fn linear_shapes() {
+    // Tiles of 64 with remainders, single rows and columns, K below, at and above the 16-byte and tile steps, odd sizes.
+    for (images, rows, n, k) in [
+        (1, 1, 1, 1),
+        (1, 1, 70, 33),
+        (3, 1, 64, 64),
+        (1, 17, 1, 40),
+        (2, 16, 4, 4),
+        (1, 65, 130, 96),
+        (1, 130, 65, 200),
+        (3, 7, 19, 23),
+        (2, 64, 64, 32),
+        (1, 16, 512, 4),
+    ] {
+        linear_case(LinearCase { images, rows, n, k, bias: n % 2 == 1, act: Activation::None, residual: "none" });
+    }
+}
+
+#[test]
+fn linear_splits_k() {
+    // Few tiles and a long K: several blocks share a sum, which a second kernel joins in order.
+    for (images, rows, residual) in [(1, 3, "none"), (2, 20, "gated"), (1, 20, "in place"), (2, 17, "rows")] {
+        linear_case(LinearCase { images, rows, n: 40, k: 1096, bias: true, act: Activation::Silu, residual });
+    }
+}
+
+#[test]
+fn linear_rows_do_not_depend_on_the_batch() {
+    let (rows, n, k) = (33, 72, 1096);
+    let (x, w) = (values(5 * rows * k, 1, 1.0), values(n * k, 2, 0.05));
+    for device in [cpu(), cuda()] {
+        for dtype in [DType::F32, DType::F16] {
+            let run = |images: usize| {
+                let x = tensor(&device, dtype, &[images, rows, k], &x[..images * rows * k]);
+                let w = tensor(&device, dtype, &[n, k], &w);
+                let mut y = Tensor::zeros(&device, dtype, &[images, rows, n]).unwrap();
+                let len = workspace_len(&device, images, rows, n, k);
+                let mut workspace = Tensor::zeros(&device, DType::F32, &[len]).unwrap();
+                let act = Activation::None;
+                device.run(|| linear(&device, &x, &w, None, act, Residual::None, &mut y, &mut workspace)).unwrap();
+                y.to_f32(&device).unwrap()
+            };
+            assert_eq!(run(1), run(5)[..rows * n], "{} {dtype}", device.name());
+        }
+    }
+}
+
+fn attention_case(images: usize, heads: usize, head_dim: usize, q_len: usize, kv_len: usize, spread: f64) {
+    let d = heads * head_dim;
+    let packed = q_len == kv_len;
+    let what = format!("attention {images}x{heads}x{head_dim} {q_len} over {kv_len}");
+    let (q, k, v) = (
+        values(images * q_len * d, 1, spread),
+        values(images * kv_len * d, 2, spread),
+        values(images * kv_len * d, 3, 1.0),
+    );
+    let mut want = vec![0.0; images * q_len * d];
+    for b in 0..images {
+        for h in 0..heads {
+            let at = |x: &[f32], len: usize, t: usize, c: usize| x[(b * len + t) * d + h * head_dim + c] as f64;
+            for i in 0..q_len {
+                let score = |j| (0..head_dim).map(|c| at(&q, q_len, i, c) * at(&k, kv_len, j, c)).sum::<f64>();
+                let scores: Vec<f64> = (0..kv_len).map(|j| score(j) / (head_dim as f64).sqrt()).collect();
+                let top = scores.iter().cloned().fold(f64::MIN, f64::max);
+                let e: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+                let sum: f64 = e.iter().sum();
+                for c in 0..head_dim {
+                    let o: f64 = (0..kv_len).map(|j| e[j] / sum * at(&v, kv_len, j, c)).sum();
+                    want[(b * q_len + i) * d + h * head_dim + c] = o;
+                }
+            }
+        }
+    }
+    check(&what, &want, |device, dtype| {
+        // Rows of all three, as a packed projection has them, or q apart and k and v side by side.
+        let join = |parts: &[&[f32]]| -> Vec<f32> {
+            let rows = parts[0].len() / d;
+            (0..rows).flat_map(|r| parts.iter().flat_map(move |p| p[r * d..][..d].iter().copied())).collect()
+        };
+        let mut out = Tensor::zeros(device, dtype, &[images, q_len, d]).unwrap();
+        let (first, second);
+        let part = |tensor, offset| Heads { tensor, offset };
+        let (q, k, v) = if packed {
+            first = tensor(device, dtype, &[images, q_len, 3 * d], &join(&[&q, &k, &v]));
+            (part(&first, 0), part(&first, d), part(&first, 2 * d))
+        } else {
+            first = tensor(device, dtype, &[images, q_len, d], &q);
+            second = tensor(device, dtype, &[images, kv_len, 2 * d], &join(&[&k, &v]));
+            (part(&first, 0), part(&second, 0), part(&second, d))
+        };
+        device.run(|| attention(device, q, k, v, heads, &mut out)).unwrap();
+        out.to_f32(device).unwrap()
+    });
+}
+
+#[test]
+fn attention_self() {
+    for (images, heads, head_dim, len) in [
+        (2, 2, 32, 17),
+        (1, 1, 64, 196),
+        (1, 2, 40, 65),
+        (1, 1, 72, 33),
+        (1, 1, 128, 70),
+        (2, 1, 48, 1),
+        (1, 1, 96, 64),
+    ] {
+        attention_case(images, heads, head_dim, len, len, 1.5);
+    }
+}
+
+#[test]
+fn attention_cross() {
+    for (q_len, kv_len) in [(5, 77), (70, 1), (1, 130), (64, 200)] {
+        attention_case(2, 2, 32, q_len, kv_len, 1.5);
+    }
+}
+
+#[test]
+fn attention_with_peaked_scores() {
+    // Scores from about -40 to 40: the running maximum has to take over several times. Larger ones lose digits in f32
+    // before the exponential.
+    attention_case(1, 1, 64, 50, 200, 6.0);
+    attention_case(1, 1, 112, 20, 200, 5.0);
+    attention_case(1, 1, 80, 20, 200, 6.0);
+}
+
+#[test]
+fn layernorm_affine_and_modulated() {
+    for (images, tokens, dim) in [(2, 5, 64), (1, 3, 768), (3, 1, 33), (1, 2, 1), (2, 3, 200), (1, 1, 1152)] {
+        let rows = images * tokens;
+        // A large mean beside a small spread, as residual streams have it.
+        let x: Vec<f32> = values(rows * dim, 1, 2.0).iter().map(|v| v + 3.0).collect();
+        let (weight, bias) = (values(dim, 2, 1.0), values(dim, 3, 1.0));
+        let modulation = values(images * 6 * dim, 4, 1.0);
+        let normed = |i: usize| {
+            let row = &x[i / dim * dim..][..dim];
+            let mean = row.iter().map(|&v| v as f64).sum::<f64>() / dim as f64;
+            let var = row.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / dim as f64;
+            (x[i] as f64 - mean) / (var + 1e-6).sqrt()
+        };
+        let learned: Vec<f64> =
+            (0..rows * dim).map(|i| normed(i) * weight[i % dim] as f64 + bias[i % dim] as f64).collect();
+        let per_image = |i: usize, part: usize| modulation[i / dim / tokens * 6 * dim + part * dim + i % dim] as f64;
+        let modulated: Vec<f64> =
+            (0..rows * dim).map(|i| normed(i) * (1.0 + per_image(i, 4)) + per_image(i, 3)).collect();
+        // A row of one number is its own mean, whatever its rounding: nothing but the bias is left.
+        for (kind, want) in [("learned", &learned), ("modulated", &modulated)] {
+            check(&format!("layernorm {kind} {images}x{tokens}x{dim}"), want, |device, dtype| {
+                let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
+                let (x, weight, bias) = (t(&[images, tokens, dim], &x), t(&[dim], &weight), t(&[dim], &bias));
+                let modulation = t(&[images, 6 * dim], &modulation);
+                let part = |i: usize| PerImage { tensor: &modulation, offset: i * dim };
+                let affine = match kind {
+                    "learned" => Affine::Learned(&weight, &bias),
+                    _ => Affine::Modulated { shift: part(3), scale: part(4) },
+                };
+                let mut y = Tensor::zeros(device, dtype, x.shape()).unwrap();
+                device.run(|| layernorm(device, &x, affine, 1e-6, &mut y)).unwrap();
+                y.to_f32(device).unwrap()
+            });
+        }
+    }
+}
+
+#[test]
+fn patches_and_back() {
+    for (images, shared, channels, side, patch) in
+        [(2, 2, 1, 16, 4), (4, 2, 3, 12, 2), (1, 1, 2, 9, 3), (2, 1, 1, 8, 8)]
+    {
+        let (grid, pp) = (side / patch, patch * patch);
+        let image_len = channels * side * side;
+        let x = values(shared * image_len, 1, 1.0);
+        let pixel = |c: usize, row: usize, col: usize| (c * side + row) * side + col;
+        let mut rows = vec![0.0; images * image_len];
+        let tokens = values(images * image_len, 2, 1.0);
+        let mut back = vec![0.0; images * image_len];
+        for b in 0..images {
+            for token in 0..grid * grid {
+                for c in 0..channels {
+                    for (i, j) in (0..pp).map(|e| (e / patch, e % patch)) {
+                        let p = pixel(c, token / grid * patch + i, token % grid * patch + j);
+                        let conv_order = (c * patch + i) * patch + j;
+                        let dit_order = (i * patch + j) * channels + c;
+                        let base = b * image_len + token * channels * pp;
+                        rows[base + conv_order] = x[b % shared * image_len + p] as f64;
+                        back[b * image_len + p] = tokens[base + dit_order] as f64;
+                    }
+                }
+            }
+        }
+        check(&format!("patchify {images} {channels}x{side}/{patch}"), &rows, |device, dtype| {
+            let x = tensor(device, wide(dtype), &[shared, channels, side, side], &x);
+            let mut y = Tensor::zeros(device, dtype, &[images, grid * grid, channels * pp]).unwrap();
+            patchify(device, &x, patch, &mut y).unwrap();
+            y.to_f32(device).unwrap()
+        });
+        check(&format!("unpatchify {images} {channels}x{side}/{patch}"), &back, |device, dtype| {
+            let tokens = tensor(device, dtype, &[images, grid * grid, channels * pp], &tokens);
+            let mut v = Tensor::zeros(device, dtype, &[images, channels, side, side]).unwrap();
+            unpatchify(device, &tokens, patch, &mut v).unwrap();
+            v.to_f32(device).unwrap()
+        });
+    }
+}
+
+#[test]
+fn embeddings_and_token_rows() {
+    for (batch, tokens, dim) in [(3, 4, 64), (1, 1, 5), (2, 7, 192)] {
+        let (table, labels) = (values(4 * dim, 1, 1.0), [2u32, 0, 3]);
+        let (time, x) = (values(batch * dim, 2, 2.0), values(batch * tokens * dim, 3, 1.0));
+        let (v, first) = (values(batch * dim, 4, 1.0), values(dim, 5, 1.0));
+        let want: Vec<f64> = (0..batch * dim).map(|i| table[2 * dim + i % dim] as f64).collect();
+        check("time embedding", &want, |device, dtype| {
+            let table = tensor(device, wide(dtype), &[4, dim], &table);
+            let counter = Tensor::from_u32(device, &[1], &[2]).unwrap();
+            let mut y = Tensor::zeros(device, dtype, &[batch, dim]).unwrap();
+            time_embedding(device, &table, &counter, &mut y).unwrap();
+            y.to_f32(device).unwrap()
+        });
+        let row = |i: usize| table[labels[i / dim] as usize * dim + i % dim] as f64;
+        let want: Vec<f64> = (0..batch * dim).map(|i| silu(time[i] as f64 + row(i))).collect();
+        check("label embedding", &want, |device, dtype| {
+            let time = tensor(device, dtype, &[batch, dim], &time);
+            let table = tensor(device, dtype, &[4, dim], &table);
+            let labels = Tensor::from_u32(device, &[batch], &labels[..batch]).unwrap();
+            let mut c = Tensor::zeros(device, dtype, &[batch, dim]).unwrap();
+            label_embedding(device, &time, &table, &labels, &mut c).unwrap();
+            c.to_f32(device).unwrap()
+        });
+        let at = |i: usize| v[i / dim / tokens * dim + i % dim] as f64;
+        let want: Vec<f64> = (0..x.len()).map(|i| x[i] as f64 + at(i)).collect();
+        check("add rows", &want, |device, dtype| {
+            let mut x = tensor(device, dtype, &[batch, tokens, dim], &x);
+            let v = tensor(device, dtype, &[batch, dim], &v);
+            add_rows(device, &mut x, &v).unwrap();
+            x.to_f32(device).unwrap()
+        });
+        let image = tokens * dim;
+        let want: Vec<f64> = (0..batch).flat_map(|b| [f64s(&first), f64s(&x[b * image..][..image])].concat()).collect();
+        check("prepend token", &want, |device, dtype| {
+            let (first, x) = (tensor(device, dtype, &[dim], &first), tensor(device, dtype, &[batch, tokens, dim], &x));
+            let mut y = Tensor::zeros(device, dtype, &[batch, tokens + 1, dim]).unwrap();
+            prepend_token(device, &first, &x, &mut y).unwrap();
+            y.to_f32(device).unwrap()
+        });
+        let want: Vec<f64> = (0..batch).flat_map(|b| f64s(&x[b * image..][..dim])).collect();
+        check("take token", &want, |device, dtype| {
+            let x = tensor(device, dtype, &[batch, tokens, dim], &x);
+            let mut y = Tensor::zeros(device, dtype, &[batch, dim]).unwrap();
+            take_token(device, &x, &mut y).unwrap();
+            y.to_f32(device).unwrap()
+        });
+    }
+}
+
+#[test]
+fn solver_steps() {
+    let shape = [2, 1, 5, 7];
+    let n = 70;
+    let (x, base, prev) = (values(n, 1, 2.0), values(n, 2, 2.0), values(n, 3, 2.0));
+    let v = values(2 * n, 4, 3.0);
+    let row = |v_coef, prev_coef, flags| SolverStep { v_coef, prev_coef, flags, reserved: 0 };
+    let rows = [
+        row(-0.25, 0.0, 0),
+        row(-0.25, 0.0, SAVE_BASE | SAVE_PREV),
+        row(-0.5, -0.5, FROM_BASE | LAST),
+        row(-1.5, 0.5, SAVE_PREV | LAST),
+    ];
+    for (i, step) in rows.iter().enumerate() {
+        for guidance in [None, Some(2.5f32)] {
+            for clamp in [None, Some((-1.0f32, 1.5f32))] {
+                let mut want = [vec![0.0; n], f64s(&base), f64s(&prev)];
+                for e in 0..n {
+                    let (c, u) = (v[e] as f64, v[n + e] as f64);
+                    let velocity = guidance.map_or(c, |g| u + g as f64 * (c - u));
+                    let from = if step.flags & FROM_BASE != 0 { base[e] } else { x[e] } as f64;
+                    let mut new = from + step.v_coef as f64 * velocity + step.prev_coef as f64 * prev[e] as f64;
+                    if let Some((lo, hi)) = clamp.filter(|_| step.flags & LAST != 0) {
+                        new = new.clamp(lo as f64, hi as f64);
+                    }
+                    want[0][e] = new;
+                    if step.flags & SAVE_BASE != 0 {
+                        want[1][e] = x[e] as f64;
+                    }
+                    if step.flags & SAVE_PREV != 0 {
+                        want[2][e] = velocity;
+                    }
+                }
+                check(&format!("solver row {i} {guidance:?} {clamp:?}"), &want.concat(), |device, dtype| {
+                    let state = |v: &[f32]| tensor(device, wide(dtype), &shape, v);
+                    let mut s = SolverState { x: state(&x), base: state(&base), prev: state(&prev) };
+                    let images = if guidance.is_some() { 4 } else { 2 };
+                    let v = tensor(device, dtype, &[images, 1, 5, 7], &v[..images * 35]);
+                    let table = step_table(device, &rows).unwrap();
+                    let mut counter = Tensor::from_u32(device, &[1], &[i as u32 - u32::from(i > 0)]).unwrap();
+                    if i > 0 {
+                        advance(device, &mut counter).unwrap();
+                    }
+                    let options = SolverOptions { guidance, clamp };
+                    solver_step(device, &mut s, &v, &table, &counter, options).unwrap();
+                    [s.x, s.base, s.prev].iter().flat_map(|t| t.to_f32(device).unwrap()).collect()
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn solver_lets_nan_through_the_clamp() {
+    for device in [cpu(), cuda()] {
+        let one = |v: f32| tensor(&device, DType::F32, &[1, 1, 1, 1], &[v]);
+        let mut s = SolverState { x: one(f32::NAN), base: one(0.0), prev: one(0.0) };
+        let table =
+            step_table(&device, &[SolverStep { v_coef: -1.0, prev_coef: 0.0, flags: LAST, reserved: 0 }]).unwrap();
+        let counter = Tensor::from_u32(&device, &[1], &[0]).unwrap();
+        let options = SolverOptions { guidance: None, clamp: Some((-1.0, 1.0)) };
+        solver_step(&device, &mut s, &one(1.0), &table, &counter, options).unwrap();
+        assert!(s.x.to_f32(&device).unwrap()[0].is_nan(), "a broken image must not look like a grey one");
+    }
+}
+
+/// The same bits on both devices, whatever image the batch begins with.
+#[test]
+fn a_million_normals_are_identical_on_cpu_and_gpu() {
+    let (images, per_image, first) = (10, 100_001, u64::from(u32::MAX) - 3);
+    let draw = |device: &Device| {
+        let mut x = Tensor::zeros(device, DType::F32, &[images, per_image]).unwrap();
+        device.run(|| normal(device, 0x0123_4567_89ab_cdef, first, &mut x)).unwrap();
+        x.to_f32(device).unwrap()
+    };
+    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let on_cpu = draw(&cpu());
+    assert!(bits(&on_cpu) == bits(&every_mode("normals", || draw(&cuda()))));
+    let mut alone = vec![0f32; per_image];
+    rng::normals(0x0123_4567_89ab_cdef, first + 7, 0, &mut alone);
+    assert_eq!(on_cpu[7 * per_image..8 * per_image], alone);
+}
+
+/// Structs that go to kernels by value have the layout that the kernels' compiler gives them.
+#[test]
+fn spec_structs_match_their_c_side() {
+    for rust in arclet::ops::spec_layouts() {
+        let c = arclet_emu::spec_layout(rust.name).unwrap_or_else(|| panic!("no SPEC_LAYOUT({}, ..)", rust.name));
+        let fields: Vec<(&str, usize)> = c.fields.iter().map(|f| (f.name.as_str(), f.offset)).collect();
+        assert_eq!((c.size, fields.as_slice()), (rust.size, rust.fields), "{}", rust.name);
+        assert!(c.fields.iter().all(|f| f.size == 4), "{}", rust.name);
+    }
+}
