@@ -40,6 +40,13 @@ impl Cpu {
     }
 }
 
+/// Bytes of memory that new work can take without swapping, where the system tells (Linux).
+pub fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
 /// Name of the vector extension that the loops and `gemm` use on this machine.
 pub fn dispatch_level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
