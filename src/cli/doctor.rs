@@ -62,8 +62,9 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
 fn describe_gpus(probe: &Probe, images: &KernelImages) -> Vec<Value> {
     let describe = |(ordinal, gpu): (usize, &arclet::device::cuda::DeviceInfo)| {
         let (major, minor) = gpu.compute_capability;
-        let opened = Cuda::new(ordinal, images.clone())
-            .and_then(|_| images.select(device::PROBE_MODULE, (major as u32, minor as u32)).map(|i| i.target.to_string()));
+        let opened = Cuda::new(ordinal, images.clone()).and_then(|_| {
+            images.select(device::PROBE_MODULE, (major as u32, minor as u32)).map(|i| i.target.to_string())
+        });
         let (kernels, problem) = match opened {
             Ok(target) => (Some(target), None),
             Err(e) => (None, Some(e.to_string())),
@@ -81,9 +82,10 @@ fn describe_gpus(probe: &Probe, images: &KernelImages) -> Vec<Value> {
 }
 
 fn describe_kernels(images: &KernelImages) -> Value {
-    let listed = images.images().iter().map(|i| {
-        json!({ "module": i.module, "target": i.target.to_string(), "bytes": i.stored_size() })
-    });
+    let listed = images
+        .images()
+        .iter()
+        .map(|i| json!({ "module": i.module, "target": i.target.to_string(), "bytes": i.stored_size() }));
     json!({
         "description": images.describe(),
         "nvcc": images.nvcc(),
@@ -119,7 +121,9 @@ fn in_words(about: &Value) -> Vec<String> {
     let text = |v: &Value| v.as_str().unwrap_or("").to_owned();
     let cpu = &about["cpu"];
     let features: Vec<String> = cpu["features"].as_array().into_iter().flatten().map(text).collect();
-    let memory = |v: &Value| v.as_u64().map_or_else(|| "unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
+    let memory = |v: &Value| {
+        v.as_u64().map_or_else(|| "unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64))
+    };
     let mut lines = vec![
         format!("arclet   {}, model {} inside", text(&about["version"]), text(&about["embedded_model"])),
         format!(

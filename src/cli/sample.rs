@@ -124,12 +124,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let dtype = args.compute.dtype.or(device::default_dtype(&device));
     let mut writer = SampleWriter::create(target.clone(), images, image)?;
     let rows = noise.as_ref().map(|n| &n[range.start as usize * image_len..][..images * image_len]);
-    let job = Job {
-        noise: rows.map_or(Noise::Seed(args.seed), Noise::Rows),
-        first: range.start,
-        images,
-        classes: &classes,
-    };
+    let job =
+        Job { noise: rows.map_or(Noise::Seed(args.seed), Noise::Rows), first: range.start, images, classes: &classes };
     let (mut load_seconds, mut drawn) = (0.0, 0);
     if images > 0 {
         let model = weights.load(&device, dtype)?;
@@ -143,7 +139,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         }
     }
 
-    let names = |c: &Classes| (0..drawn as u64).filter_map(|i| job.class(range.start + i)).map(|i| c.names[i].clone()).collect();
+    let drawn_classes = (range.start..range.start + drawn as u64).filter_map(|i| job.class(i));
+    let names = |c: &Classes| drawn_classes.map(|i| c.names[i].clone()).collect();
     let recipe = Recipe {
         format: FORMAT.into(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -171,18 +168,14 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         dtype: dtype.name().into(),
         device: if matches!(device, Device::Cpu(_)) { "cpu" } else { "cuda" }.into(),
         hardware: device.description(),
-        preview: PreviewRecipe {
-            color_map: COLOR_MAP.into(),
-            range: [config.value_range.0, config.value_range.1],
-        },
+        preview: PreviewRecipe { color_map: COLOR_MAP.into(), range: [config.value_range.0, config.value_range.1] },
         data_sha256: None,
     };
     let recipe = writer.finish(recipe)?;
     let seconds = start.elapsed().as_secs_f64();
     if args.report.json {
-        let files = json!({ "data": target.data, "recipe": target.recipe, "preview": target.preview });
         report::print_json(&json!({
-            "files": files, "seconds": seconds, "load_seconds": load_seconds, "recipe": recipe,
+            "files": target, "seconds": seconds, "load_seconds": load_seconds, "recipe": recipe,
         }))?;
     }
     if drawn < images {

@@ -139,7 +139,10 @@ impl ModelConfig {
             );
         }
         (self.out_channels != self.in_channels).then(|| {
-            format!("found {} output channels for {} image channels, expected as many", self.out_channels, self.in_channels)
+            format!(
+                "found {} output channels for {} image channels, expected as many",
+                self.out_channels, self.in_channels
+            )
         })
     }
 

@@ -169,11 +169,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             peak_rss_mb: None,
         }
     };
-    let mut rows = vec![Row {
-        load_ms: Some(load_ms),
-        peak_rss_mb,
-        ..row(source.name(), dtype, &whole)
-    }];
+    let mut rows = vec![Row { load_ms: Some(load_ms), peak_rss_mb, ..row(source.name(), dtype, &whole) }];
     if on_cpu {
         let alone = row(format!("{} matrix products alone", source.name()), DType::F32, &products);
         rows[0].ratio_to_products = Some(rows[0].p50_ms / alone.p50_ms);
@@ -190,7 +186,16 @@ fn table(rows: &[Row]) -> String {
     for r in rows {
         lines.push(format!(
             "{:<34} {:>5} {:>5} {:>5} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.3} {:>8.1}",
-            r.name, r.dtype, r.batch, r.evaluations, r.p50_ms, r.p90_ms, r.p99_ms, r.min_ms, r.ms_per_evaluation, r.gflops
+            r.name,
+            r.dtype,
+            r.batch,
+            r.evaluations,
+            r.p50_ms,
+            r.p90_ms,
+            r.p99_ms,
+            r.min_ms,
+            r.ms_per_evaluation,
+            r.gflops
         ));
     }
     let first = &rows[0];
