@@ -56,7 +56,7 @@ class Finding(unittest.TestCase):
 class Reasons(unittest.TestCase):
     def test_the_failed_test_and_the_message_are_named(self):
         output = "test ops::a ... ok\ntest ops::b ... FAILED\nkernel k: shared-memory race: read of 4 bytes\n"
-        self.assertEqual(tool.reason(output), "ops::b - race: read of 4 bytes")
+        self.assertEqual(tool.reason(output), "ops::b - kernel k: shared-memory race: read of 4 bytes")
 
 
 if __name__ == "__main__":
