@@ -1,3 +1,7 @@
 //! Command line of arclet.
 
-fn main() {}
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

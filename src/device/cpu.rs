@@ -40,6 +40,13 @@ impl Cpu {
     }
 }
 
+/// Bytes of memory that new work can take without swapping, where the system tells (Linux).
+pub fn available_memory() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
 /// Name of the vector extension that the loops and `gemm` use on this machine.
 pub fn dispatch_level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
@@ -61,44 +68,3 @@ pub fn dispatch_level() -> &'static str {
         "portable"
     }
 }
-
-/// Defines a function of a float type `T` whose body is compiled once for each vector extension and chosen at run time.
-/// The body may call `#[inline(always)]` functions only: others would be compiled for the oldest processor.
-macro_rules! vectorized {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
-        $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
-        $vis fn $name<T: crate::tensor::Real>($($arg: $kind),*) {
-            #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
-            fn body<T: crate::tensor::Real>($($arg: $kind),*) $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                fn avx512<T: crate::tensor::Real>($($arg: $kind),*) {
-                    body::<T>($($arg),*)
-                }
-                #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
-                fn avx2<T: crate::tensor::Real>($($arg: $kind),*) {
-                    body::<T>($($arg),*)
-                }
-                if is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: the processor has these features (and with them AVX2 and FMA).
-                    return unsafe { avx512::<T>($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the processor has these features.
-                    return unsafe { avx2::<T>($($arg),*) };
-                }
-            }
-            body::<T>($($arg),*)
-        }
-    };
-}
-pub(crate) use vectorized;

@@ -3,7 +3,6 @@
 use super::schedule::Schedule;
 use crate::device::Graph;
 use crate::error::{Error, Result};
-use crate::models::config::Prediction;
 use crate::models::{Acts, Inputs, Model};
 use crate::nn::no_tap;
 use crate::ops::noise::normal;
@@ -39,18 +38,19 @@ impl<'m> Sampler<'m> {
     /// A sampler of `batch` images at a time.
     ///
     /// # Errors
-    /// [`Error::Usage`] for guidance on an unconditional model or an empty batch; [`Error::Input`]-like refusal of a
-    /// model that predicts no velocity; [`Error::OutOfMemory`].
+    /// [`Error::Usage`] for guidance on an unconditional model or an empty batch; [`Error::Input`] for a model that
+    /// predicts no velocity; [`Error::OutOfMemory`].
     pub fn new(model: &'m Model, schedule: &Schedule, batch: usize, options: SamplerOptions) -> Result<Self> {
         let config = &model.config;
-        if config.prediction != Prediction::Velocity {
-            return Err(Error::input("model", "predicts epsilon; sampling needs a velocity model until DDIM exists"));
+        if let Some(problem) = config.sampling_problem() {
+            return Err(Error::input(&model.origin, problem));
         }
         let guided = options.guidance != 1.0;
         if guided && config.classes.is_none() {
             return Err(Error::usage(format!(
-                "guidance scale {} needs a class-conditional model; this one is unconditional",
-                options.guidance
+                "guidance scale {}: {} is unconditional, a class-conditional model expected (1 is off)",
+                options.guidance,
+                model.origin.display()
             )));
         }
         if batch == 0 {
@@ -88,6 +88,11 @@ impl<'m> Sampler<'m> {
     /// Number of images of a batch.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Elements of one image: channels, height and width multiplied.
+    pub fn image_len(&self) -> usize {
+        self.state.x.len() / self.batch
     }
 
     /// Sets the starting noise to that of images `first`, `first + 1`, ... of `seed`.

@@ -1,6 +1,8 @@
 //! Models without files: full-size networks whose weights are an integer hash of (name, index), so that speed and
 //! goldens need no download, and the fixed position table of DiT.
 
+use std::path::Path;
+
 use super::config::{Architecture, Classes, ModelConfig, Prediction};
 use super::specs;
 use crate::error::{Error, Result};
@@ -9,6 +11,7 @@ use crate::ops::embed::Sinusoid;
 
 /// A network whose parameters follow from their names.
 pub struct HashWeights {
+    name: &'static str,
     config: ModelConfig,
     /// What the hashed names begin with, before our own.
     prefix: &'static str,
@@ -20,13 +23,18 @@ pub const NAMES: [&str; 2] = ["vit-b16", "nanodit"];
 /// The hash-weighted model called `name`, if it is one.
 pub fn find(name: &str) -> Option<HashWeights> {
     match name {
-        "vit-b16" => Some(HashWeights { config: vit_b16(), prefix: "unet." }),
-        "nanodit" => Some(HashWeights { config: nanodit(), prefix: "" }),
+        "vit-b16" => Some(HashWeights { name: NAMES[0], config: vit_b16(), prefix: "unet." }),
+        "nanodit" => Some(HashWeights { name: NAMES[1], config: nanodit(), prefix: "" }),
         _ => None,
     }
 }
 
 impl HashWeights {
+    /// Its name among [`NAMES`].
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// What the network is.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -34,6 +42,10 @@ impl HashWeights {
 }
 
 impl WeightSource for HashWeights {
+    fn origin(&self) -> &Path {
+        Path::new(self.name)
+    }
+
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         let spec = specs(&self.config).into_iter().find(|s| s.name == name);
         let shape = spec.ok_or_else(|| Error::Runtime(format!("no parameter {name}")))?.shape;

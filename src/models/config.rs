@@ -27,6 +27,15 @@ impl Architecture {
             Self::Vit => "vit",
         }
     }
+
+    /// What it is, in a few words.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::FlowVit => "flow-matching ViT: a timm encoder with a time embedding behind it",
+            Self::Dit => "diffusion transformer with adaLN-zero (DiT)",
+            Self::Vit => "plain timm ViT classifier",
+        }
+    }
 }
 
 /// What the network's output means.
@@ -59,6 +68,10 @@ impl Classes {
         self.names.iter().position(|n| n == name)
     }
 }
+
+/// Why a plain ViT cannot be sampled.
+pub(super) const CLASSIFIER: &str =
+    "found a plain ViT, which classifies images; expected a velocity model (flow-matching ViT or DiT)";
 
 /// Everything that decides a model's shapes and arithmetic.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +124,23 @@ impl ModelConfig {
     /// The feed-forward activation.
     pub fn activation(&self) -> Activation {
         if self.gelu_tanh { Activation::GeluTanh } else { Activation::Gelu }
+    }
+
+    /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.
+    pub fn sampling_problem(&self) -> Option<String> {
+        if self.architecture == Architecture::Vit {
+            return Some(CLASSIFIER.into());
+        }
+        if self.prediction != Prediction::Velocity {
+            return Some(
+                "found a diffusion model that predicts epsilon (noise), expected one that predicts a velocity: the DDIM \
+                 sampler that epsilon models need does not exist yet"
+                    .into(),
+            );
+        }
+        (self.out_channels != self.in_channels).then(|| {
+            format!("found {} output channels for {} image channels, expected as many", self.out_channels, self.in_channels)
+        })
     }
 
     /// The configuration as `config.json` holds it.

@@ -1,6 +1,6 @@
 //! Checkpoints trained elsewhere: which architecture the names and shapes are, and which name is which of ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -30,6 +30,30 @@ pub struct Import<'a> {
     names: BTreeMap<String, String>,
 }
 
+/// How the keys of a checkpoint differ from the parameters of its architecture.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyDifferences {
+    /// Parameters that the file lacks, under our names.
+    pub missing: Vec<String>,
+    /// Keys of the file that belong to no parameter.
+    pub unexpected: Vec<String>,
+    /// Keys of the wrong shape, with the shape found and the one expected.
+    pub misshaped: Vec<String>,
+}
+
+impl KeyDifferences {
+    /// All differences in one line; `None` if there are none.
+    pub fn describe(&self) -> Option<String> {
+        let lists = [("missing", &self.missing), ("unexpected", &self.unexpected), ("mis-shaped", &self.misshaped)];
+        let problems: Vec<String> = lists
+            .iter()
+            .filter(|(_, list)| !list.is_empty())
+            .map(|(what, list)| format!("{} {what} ({})", list.len(), list.join(", ")))
+            .collect();
+        (!problems.is_empty()).then(|| problems.join("; "))
+    }
+}
+
 impl<'a> Import<'a> {
     /// Recognises `checkpoint` and checks that it holds every parameter of its architecture.
     ///
@@ -37,6 +61,22 @@ impl<'a> Import<'a> {
     /// [`Error::Input`]: an unknown architecture, a configuration that contradicts the shapes, or, all at once,
     /// missing, unexpected and mis-shaped keys.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let (import, differences) = Self::examine(checkpoint)?;
+        match differences.describe() {
+            None => Ok(import),
+            Some(problems) => {
+                let architecture = import.config.architecture.name();
+                Err(Error::input(checkpoint.path(), format!("keys do not fit {architecture}: {problems}")))
+            }
+        }
+    }
+
+    /// Recognises `checkpoint`; keys that do not fit are told instead of being an error. Reading a parameter that is
+    /// among them fails or gives numbers of another shape.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: an unknown architecture, or a configuration that contradicts the shapes.
+    pub fn examine(checkpoint: &'a Checkpoint) -> Result<(Self, KeyDifferences)> {
         let path = checkpoint.path();
         let fail = |reason: String| Error::input(path, reason);
         let (names, mut unused) = strip(checkpoint).map_err(fail)?;
@@ -49,8 +89,8 @@ impl<'a> Import<'a> {
         config.overlay(&given).map_err(|e| fail(format!("configuration: {e}")))?;
         config.check().map_err(|e| fail(format!("configuration: {e}")))?;
         let import = Self { config, unused: Vec::new(), notes, checkpoint, names };
-        unused.extend(import.compare(path)?);
-        Ok(Self { unused, ..import })
+        let differences = import.compare(&mut unused);
+        Ok((Self { unused, ..import }, differences))
     }
 
     /// Name in the file of our parameter `name`; `None` for a table that is computed.
@@ -63,41 +103,31 @@ impl<'a> Import<'a> {
         self.checkpoint
     }
 
-    /// Compares all keys with the architecture's parameters; returns the ones that the model does without.
-    fn compare(&self, path: &Path) -> Result<Vec<String>> {
+    /// Compares all keys with the architecture's parameters; adds the ones that the model does without to `unused`.
+    fn compare(&self, unused: &mut Vec<String>) -> KeyDifferences {
         let specs = specs(&self.config);
-        let (mut missing, mut misshaped, mut unexpected, mut unused) = (vec![], vec![], vec![], vec![]);
+        let mut differences = KeyDifferences::default();
         for spec in &specs {
             match self.names.get(&spec.name) {
                 None if self.computed(&spec.name) => {}
-                None => missing.push(spec.name.clone()),
+                None => differences.missing.push(spec.name.clone()),
                 Some(file_name) => {
                     let found = self.checkpoint.shape(file_name).unwrap_or_default();
                     if found != spec.shape {
-                        misshaped.push(format!("{file_name} is {found:?}, {:?} expected", spec.shape));
+                        differences.misshaped.push(format!("{file_name} is {found:?}, {:?} expected", spec.shape));
                     }
                 }
             }
         }
-        let wanted: std::collections::BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
+        let wanted: BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
         for (name, file_name) in &self.names {
             if wanted.contains(name.as_str()) {
                 continue;
             }
-            let list = if does_without(self.config.architecture, name) { &mut unused } else { &mut unexpected };
-            list.push(file_name.clone());
+            let known = does_without(self.config.architecture, name);
+            if known { &mut *unused } else { &mut differences.unexpected }.push(file_name.clone());
         }
-        let mut problems = Vec::new();
-        for (what, list) in [("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped)] {
-            if !list.is_empty() {
-                problems.push(format!("{} {what} ({})", list.len(), list.join(", ")));
-            }
-        }
-        if problems.is_empty() {
-            return Ok(unused);
-        }
-        let architecture = self.config.architecture.name();
-        Err(Error::input(path, format!("keys do not fit {architecture}: {}", problems.join("; "))))
+        differences
     }
 
     /// DiT's positions are a fixed table, so a file may leave them out.
@@ -107,6 +137,10 @@ impl<'a> Import<'a> {
 }
 
 impl WeightSource for Import<'_> {
+    fn origin(&self) -> &Path {
+        self.checkpoint.path()
+    }
+
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.names.get(name) {
             Some(file_name) => self.checkpoint.read_f32(file_name),

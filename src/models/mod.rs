@@ -7,8 +7,10 @@ pub mod flow_vit;
 pub mod import;
 pub mod vit;
 
+use std::path::PathBuf;
+
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::Tap;
 use crate::nn::params::{Loader, ParamSpec, WeightSource};
 use crate::nn::time::sinusoid_table;
@@ -26,6 +28,8 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
 
 /// A velocity model with its weights on a device.
 pub struct Model {
+    /// Where the weights came from, for messages.
+    pub origin: PathBuf,
     /// What the model is.
     pub config: ModelConfig,
     /// Where it is.
@@ -69,24 +73,22 @@ impl Model {
     /// Reads the weights of the model that `config` describes from `source`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Input`] if `source` cannot give a parameter or the architecture predicts no velocity;
+    /// [`Error::Input`] if `source` cannot give a parameter or the architecture predicts no velocity;
     /// the device's errors.
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: DType) -> Result<Self> {
         let loader = Loader::new(source, device, dtype);
         let network = match config.architecture {
             Architecture::FlowVit => Network::FlowVit(flow_vit::FlowVit::load(&config, &loader)?),
             Architecture::Dit => Network::Dit(dit::Dit::load(&config, &loader)?),
-            Architecture::Vit => {
-                return Err(crate::error::Error::usage("a plain ViT classifies images; it has no velocity to sample"));
-            }
+            Architecture::Vit => return Err(Error::input(source.origin(), config::CLASSIFIER)),
         };
-        Ok(Self { config, device: device.clone(), dtype, network })
+        Ok(Self { origin: source.origin().to_path_buf(), config, device: device.clone(), dtype, network })
     }
 
     /// Buffers for forward passes of `batch` images.
     ///
     /// # Errors
-    /// [`crate::error::Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`].
     pub fn acts(&self, batch: usize) -> Result<Acts> {
         let network = match &self.network {
             Network::FlowVit(m) => NetworkActs::FlowVit(m.acts(&self.config, &self.device, self.dtype, batch)?),
@@ -100,7 +102,7 @@ impl Model {
     /// Sinusoids for evaluations at `times`.
     ///
     /// # Errors
-    /// [`crate::error::Error::OutOfMemory`].
+    /// [`Error::OutOfMemory`].
     pub fn time_table(&self, times: &[f64]) -> Result<Tensor> {
         sinusoid_table(&self.device, self.dtype, &self.config.time, times)
     }
@@ -117,7 +119,7 @@ impl Model {
             (Network::Dit(m), NetworkActs::Dit(a)) => {
                 m.forward(&self.config, &self.device, inputs, a, &mut acts.output, tap)
             }
-            _ => Err(crate::error::Error::Runtime("activations of another model".into())),
+            _ => Err(Error::Runtime("activations of another model".into())),
         }
     }
 }

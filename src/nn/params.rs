@@ -27,6 +27,9 @@ pub fn linear_specs(name: &str, n: usize, k: usize) -> [ParamSpec; 2] {
 
 /// Where parameters are read from: a checkpoint under a key map, or a rule.
 pub trait WeightSource {
+    /// The file or the rule, as messages name it.
+    fn origin(&self) -> &std::path::Path;
+
     /// All elements of parameter `name`, finite, as many as its spec says.
     ///
     /// # Errors

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 
 use super::linear::{matmul, matmul_t};
 use super::reduce::{max, sum_of};
+use super::simd::vectorized;
 use super::{expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
-use crate::device::cpu::vectorized;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};

@@ -4,9 +4,9 @@
 use rayon::prelude::*;
 
 use super::reduce::sum_of;
+use super::simd::vectorized;
 use super::{PerImage, expect_shape, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
-use crate::device::cpu::vectorized;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
 use crate::tensor::{Real, Tensor};

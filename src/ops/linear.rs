@@ -4,9 +4,9 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::reduce::dot;
+use super::simd::vectorized;
 use super::{PerImage, expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
-use crate::device::cpu::vectorized;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};

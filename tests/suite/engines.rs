@@ -1,7 +1,5 @@
 //! The devices that one case runs on, and the bounds that each has to keep.
 
-use std::sync::OnceLock;
-
 use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::device::images::KernelImages;
@@ -9,18 +7,20 @@ use arclet::tensor::DType;
 
 use crate::common::{cpu, relative_error, rms_error};
 
-/// The GPU: the emulated one, or the machine's with `ARCLET_TEST_DRIVER=real`. One per process.
+/// The GPU: the emulated one, or the machine's with `ARCLET_TEST_DRIVER=real`. Each test thread has a stream of its own,
+/// because a stream that one test records on must not be synchronised by another.
 pub fn cuda() -> Device {
-    static DEVICE: OnceLock<Cuda> = OnceLock::new();
-    let open = || {
-        arclet_emu::load();
-        let images = match arclet_emu::real_driver() {
-            true => KernelImages::embedded(),
-            false => KernelImages::manifest(arclet_emu::manifest("80")),
+    thread_local! {
+        static DEVICE: Cuda = {
+            arclet_emu::load();
+            let images = match arclet_emu::real_driver() {
+                true => KernelImages::embedded(),
+                false => KernelImages::manifest(arclet_emu::manifest("80")),
+            };
+            Cuda::new(0, images).unwrap_or_else(|e| panic!("{e}"))
         };
-        Cuda::new(0, images).unwrap_or_else(|e| panic!("{e}"))
-    };
-    Device::Cuda(DEVICE.get_or_init(open).clone())
+    }
+    Device::Cuda(DEVICE.with(Cuda::clone))
 }
 
 /// Runs `work` in every schedule and under the checker, wants the same bits each time, and returns them.

@@ -7,11 +7,13 @@ use arclet::flow::sampler::{Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::io::Checkpoint;
 use arclet::models::import::Import;
-use arclet::models::vit::Vit;
+use arclet::models::vit::{Block, BlockActs, Vit};
 use arclet::models::{Inputs, Model, builtin};
+use arclet::nn::params::Loader;
 use arclet::tensor::{DType, Tensor};
 
 use crate::common::{Golden, cpu, data, relative_error, rms_error};
+use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 
 fn load(folder: &str, device: &Device, dtype: DType) -> Model {
     let checkpoint = Checkpoint::open(data("goldens").join(folder).join("weights.safetensors")).expect("weights");
@@ -74,8 +76,8 @@ const FLOW_VIT_ACTS: [&str; 10] = [
 #[test]
 fn flow_vit_matches_pytorch_in_every_activation() {
     let golden = Golden::open("a1_flow_vit/io.safetensors");
-    for (dtype, bound) in [(DType::F64, 1e-6), (DType::F32, 1e-5)] {
-        let got = run_images(&load("a1_flow_vit", &cpu(), dtype), &golden, &[]);
+    for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)] {
+        let got = run_images(&load("a1_flow_vit", &device, dtype), &golden, &[]);
         compare(&got, &golden, &FLOW_VIT_ACTS, "out.v", bound);
     }
 }
@@ -86,8 +88,9 @@ fn dit_matches_pytorch_in_every_activation() {
         let golden = Golden::open(&format!("{folder}/io.safetensors"));
         let labels: Vec<u32> = golden.i64("in.y").iter().map(|&y| y as u32).collect();
         let names = ["act.t_emb", "act.block0.adaLN", "act.block0", "act.block1", "act.final"];
-        for (dtype, bound) in [(DType::F64, 1e-6), (DType::F32, 1e-5)] {
-            let got = run_images(&load(folder, &cpu(), dtype), &golden, &labels);
+        for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)]
+        {
+            let got = run_images(&load(folder, &device, dtype), &golden, &labels);
             compare(&got, &golden, &names, output, bound);
         }
     }
@@ -98,8 +101,7 @@ fn timm_vit_matches_pytorch() {
     let golden = Golden::open("a2_timm_vit/io.safetensors");
     let checkpoint = Checkpoint::open(data("goldens/a2_timm_vit/weights.safetensors")).unwrap();
     let import = Import::new(&checkpoint).unwrap();
-    let device = cpu();
-    for (dtype, bound) in [(DType::F64, 1e-6), (DType::F32, 1e-5)] {
+    for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)] {
         let vit = Vit::load(import.config.clone(), &import, &device, dtype).unwrap();
         let x = Tensor::from_f32(&device, image_dtype(dtype), &golden.shape("in.x"), &golden.f32("in.x")).unwrap();
         let mut got = BTreeMap::new();
@@ -174,21 +176,112 @@ fn guided_trajectories_match_pytorch() {
     }
 }
 
-/// f16 and bf16 follow the f64 golden about as closely as rounding every activation lets them.
+/// A trajectory on the GPU in every type: f32 near the golden, f16 and bf16 within twice the error that rounding every
+/// operation's output gives.
+fn gpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DType) -> Vec<f32>) {
+    for dtype in CUDA_DTYPES {
+        let got = run(&cuda(), dtype);
+        if dtype == DType::F32 {
+            let error = relative_error(&got, want);
+            assert!(error <= bound, "{name} on cuda: relative error {error:.2e}");
+            continue;
+        }
+        let (error, yardstick) = (rms_error(&got, want), rms_error(&run(&cpu(), dtype), want));
+        println!("{name} {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
+        assert!(error <= 2.0 * yardstick, "{name} in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
+    }
+}
+
 #[test]
-fn rounded_types_stay_near_the_golden() {
+fn gpu_trajectories_match_pytorch() {
     let golden = Golden::open("b_samplers/flow_vit_io.safetensors");
-    let want = golden.f32("out.euler10");
-    let rms = |dtype| {
-        let model = load("a1_flow_vit", &cpu(), dtype);
+    for (name, solver) in [("out.euler10", Solver::Euler), ("out.heun10", Solver::Heun)] {
+        gpu_trajectory(name, &golden.f32(name), golden.bound(name, 1e-4), |device, dtype| {
+            let model = load("a1_flow_vit", device, dtype);
+            trajectory(&model, &golden.f32("in.x_noise"), &[], solver, 10, TimeConvention::Train, 1.0, false)
+        });
+    }
+}
+
+#[test]
+fn gpu_guided_trajectory_matches_pytorch() {
+    let golden = Golden::open("b_samplers/nanodit_cfg_io.safetensors");
+    let classes: Vec<usize> = golden.i64("in.y").iter().map(|&y| y as usize).collect();
+    gpu_trajectory("out.cfg_w3", &golden.f32("out.cfg_w3"), golden.bound("out.cfg_w3", 1e-4), |device, dtype| {
+        let model = load("a3_nanodit", device, dtype);
         let train = TimeConvention::Train;
-        let got = trajectory(&model, &golden.f32("in.x_noise"), &[], Solver::Euler, 10, train, 1.0, false);
-        rms_error(&got, &want) / rms_error(&want, &vec![0.0; want.len()])
+        trajectory(&model, &golden.f32("in.z"), &classes, Solver::Euler, 20, train, 3.0, false)
+    });
+}
+
+/// Whole models, recorded and replayed, in every schedule and under the checker.
+#[test]
+fn gpu_trajectories_do_not_depend_on_the_schedule() {
+    let golden = Golden::open("b_samplers/flow_vit_io.safetensors");
+    every_mode("flow ViT", || {
+        let model = load("a1_flow_vit", &cuda(), DType::F16);
+        let train = TimeConvention::Train;
+        trajectory(&model, &golden.f32("in.x_noise"), &[], Solver::Ab2, 3, train, 1.0, true)
+    });
+    let golden = Golden::open("b_samplers/nanodit_cfg_io.safetensors");
+    let classes: Vec<usize> = golden.i64("in.y").iter().map(|&y| y as usize).collect();
+    every_mode("NanoDiT", || {
+        let model = load("a3_nanodit", &cuda(), DType::F16);
+        let train = TimeConvention::Train;
+        trajectory(&model, &golden.f32("in.z"), &classes, Solver::Midpoint, 1, train, 3.0, true)
+    });
+}
+
+/// Once recorded, the loop is one graph launch, and a later run replays it on new noise.
+#[test]
+fn the_whole_loop_is_one_graph() {
+    let model = load("a1_flow_vit", &cuda(), DType::F16);
+    let schedule = Schedule::new(Solver::Ab2, 6, TimeConvention::Train).unwrap();
+    let options = SamplerOptions { guidance: 1.0, clamp: true };
+    let mut sampler = Sampler::new(&model, &schedule, 2, options).unwrap();
+    let mut draw = |first| {
+        sampler.draw_noise(7, first).unwrap();
+        let before = arclet_emu::stats();
+        sampler.run(&[]).unwrap();
+        let after = arclet_emu::stats();
+        if !arclet_emu::real_driver() {
+            assert_eq!(after.graph_launches - before.graph_launches, 1);
+        }
+        sampler.state().unwrap()
     };
-    let (f16, bf16) = (rms(DType::F16), rms(DType::BF16));
-    println!("relative RMS error: f16 {f16:.2e}, bf16 {bf16:.2e}");
-    assert!((1e-5..5e-3).contains(&f16) && (1e-4..4e-2).contains(&bf16));
-    assert!(bf16 / f16 > 3.0, "bf16 has three bits less than f16");
+    let (first, other, again) = (draw(0), draw(2), draw(0));
+    assert!(first == again && first != other);
+    let mut single = Sampler::new(&model, &schedule, 1, options).unwrap();
+    single.draw_noise(7, 1).unwrap();
+    single.run(&[]).unwrap();
+    assert_eq!(single.state().unwrap(), first[first.len() / 2..], "image 1 alone and as the second of a batch");
+}
+
+/// One transformer block at full size: ViT-B/16, 196 tokens of 768 channels.
+#[test]
+fn full_size_block_on_the_gpu() {
+    let source = builtin::find("vit-b16").unwrap();
+    let config = source.config();
+    let shape = [1, config.tokens(), config.hidden_size];
+    let x: Vec<f32> = builtin::hash_uniform("block.x", shape.iter().product()).map(|s| s as f32).collect();
+    let run = |device: &Device, dtype: DType| {
+        let loader = Loader::new(&source, device, dtype).at("pretrained_vit.blocks.5");
+        let block = Block::load(config, &loader).unwrap();
+        let mut acts = BlockActs::new(config, device, dtype, 1, config.tokens()).unwrap();
+        let len = block.workspace_len(device, 1, config.tokens());
+        let mut workspace = Tensor::zeros(device, image_dtype(dtype), &[len]).unwrap();
+        let mut x = Tensor::from_f32(device, dtype, &shape, &x).unwrap();
+        device.run(|| block.forward(device, "", &mut x, &mut acts, &mut workspace, &mut |_, _| {})).unwrap();
+        x.to_f32(device).unwrap()
+    };
+    let want = run(&cpu(), DType::F64);
+    assert!(relative_error(&run(&cpu(), DType::F32), &want) <= 1e-5);
+    assert!(relative_error(&run(&cuda(), DType::F32), &want) <= 1e-5);
+    for dtype in [DType::F16, DType::BF16] {
+        let (error, yardstick) = (rms_error(&run(&cuda(), dtype), &want), rms_error(&run(&cpu(), dtype), &want));
+        println!("{dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
+        assert!(error <= 2.0 * yardstick);
+    }
 }
 
 #[test]

@@ -4,5 +4,6 @@
 mod common;
 mod engines;
 mod goldens;
+mod house;
 mod ops;
 mod ptx;

@@ -1,0 +1,89 @@
+//! Which device a run uses, and which kernels it may load.
+
+use std::path::Path;
+
+use arclet::device::Device;
+use arclet::device::cpu::{Cpu, dispatch_level};
+use arclet::device::cuda::{Cuda, probe};
+use arclet::device::images::KernelImages;
+use arclet::error::{Error, Result};
+use arclet::tensor::DType;
+
+use super::options::{ComputeArgs, DeviceChoice};
+use super::report;
+
+/// Names a file that stands in for the embedded kernels: for tests, which run on an emulated driver.
+pub const MANIFEST_VARIABLE: &str = "ARCLET_KERNEL_MANIFEST";
+
+/// The module that every model needs: kernels for it are kernels for the GPU.
+const PROBE_MODULE: &str = "linear";
+
+/// The device that `args` ask for. `auto` says in one line which one it took and why.
+///
+/// # Errors
+/// [`Error::Device`] with what is missing, for an explicit GPU; [`Error::Input`] for an unreadable manifest.
+pub fn open(args: &ComputeArgs, quiet: bool) -> Result<Device> {
+    let cpu = || Cpu::new(args.threads.unwrap_or(0).into());
+    match args.device {
+        DeviceChoice::Cpu => cpu().map(Device::Cpu),
+        DeviceChoice::Cuda(ordinal) => Cuda::new(ordinal, kernel_images()?).map(Device::Cuda),
+        DeviceChoice::Auto => match first_usable(&kernel_images()?) {
+            Ok(cuda) => {
+                let device = Device::Cuda(cuda);
+                report::note(quiet, format!("using {}: {}", device.name(), device.description()));
+                Ok(device)
+            }
+            Err(reason) => {
+                let cpu = cpu()?;
+                let threads = report::counted(cpu.threads(), "thread");
+                report::note(quiet, format!("using the CPU ({}, {threads}): {reason}", dispatch_level()));
+                Ok(Device::Cpu(cpu))
+            }
+        },
+    }
+}
+
+/// What weights and activations are stored in when nothing else is asked for.
+pub fn default_dtype(device: &Device) -> DType {
+    match device {
+        Device::Cpu(_) => DType::F32,
+        Device::Cuda(_) => DType::F16,
+    }
+}
+
+/// The embedded kernels, or the manifest that the environment names.
+///
+/// # Errors
+/// [`Error::Input`] for a manifest that cannot be read or is none.
+pub fn kernel_images() -> Result<KernelImages> {
+    let Some(path) = manifest_path() else { return Ok(KernelImages::embedded()) };
+    let path = Path::new(&path);
+    let text = std::fs::read(path).map_err(|e| Error::input(path, format!("kernel manifest: {e}")))?;
+    if !text.starts_with(KernelImages::MANIFEST_MARKER.as_bytes()) {
+        let expected = KernelImages::MANIFEST_MARKER.trim_end();
+        return Err(Error::input(path, format!("kernel manifest: expected {expected} as the first line")));
+    }
+    Ok(KernelImages::manifest(text))
+}
+
+/// The file that stands in for the embedded kernels, if one does.
+pub fn manifest_path() -> Option<std::ffi::OsString> {
+    std::env::var_os(MANIFEST_VARIABLE)
+}
+
+/// The first GPU that the kernels run on.
+fn first_usable(images: &KernelImages) -> Result<Cuda> {
+    let mut reason = None;
+    for (ordinal, info) in probe()?.devices.iter().enumerate() {
+        let (major, minor) = info.compute_capability;
+        let opened = match (u32::try_from(major), u32::try_from(minor)) {
+            (Ok(major), Ok(minor)) => images.select(PROBE_MODULE, (major, minor)).map(drop),
+            _ => Err(Error::device(format!("{} has no compute capability", info.name))),
+        };
+        match opened.and_then(|()| Cuda::new(ordinal, images.clone())) {
+            Ok(cuda) => return Ok(cuda),
+            Err(e) => reason = reason.or(Some(e)),
+        }
+    }
+    Err(reason.unwrap_or_else(|| Error::device("the NVIDIA driver reports no GPU")))
+}
