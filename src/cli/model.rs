@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use arclet::device::Device;
 use arclet::error::{Error, Result};
 use arclet::io::Checkpoint;
+use arclet::models::Model;
 use arclet::models::builtin::{self, HashWeights};
 use arclet::models::config::ModelConfig;
 use arclet::models::import::Import;
-use arclet::models::Model;
 use arclet::tensor::DType;
 
 use super::{embedded, report};

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use arclet::error::{Error, Result};
 use arclet::io::{
-    AtomicFile, FileDType, GridPng, NpyWriter, TensorBytes, sha256_file, write_atomic, write_grid_png, write_safetensors,
+    AtomicFile, FileDType, GridPng, NpyWriter, TensorBytes, sha256_file, write_atomic, write_grid_png,
+    write_safetensors,
 };
 
 use super::options::Shard;

@@ -124,12 +124,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let dtype = args.compute.dtype.or(device::default_dtype(&device));
     let mut writer = SampleWriter::create(target.clone(), images, image)?;
     let rows = noise.as_ref().map(|n| &n[range.start as usize * image_len..][..images * image_len]);
-    let job = Job {
-        noise: rows.map_or(Noise::Seed(args.seed), Noise::Rows),
-        first: range.start,
-        images,
-        classes: &classes,
-    };
+    let job =
+        Job { noise: rows.map_or(Noise::Seed(args.seed), Noise::Rows), first: range.start, images, classes: &classes };
     let (mut load_seconds, mut drawn) = (0.0, 0);
     if images > 0 {
         let model = weights.load(&device, dtype)?;
@@ -143,7 +139,9 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         }
     }
 
-    let names = |c: &Classes| (0..drawn as u64).filter_map(|i| job.class(range.start + i)).map(|i| c.names[i].clone()).collect();
+    let names = |c: &Classes| {
+        (0..drawn as u64).filter_map(|i| job.class(range.start + i)).map(|i| c.names[i].clone()).collect()
+    };
     let recipe = Recipe {
         format: FORMAT.into(),
         version: env!("CARGO_PKG_VERSION").into(),
