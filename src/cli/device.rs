@@ -15,8 +15,8 @@ use super::report;
 /// Names a file that stands in for the embedded kernels: for tests, which run on an emulated driver.
 pub const MANIFEST_VARIABLE: &str = "ARCLET_KERNEL_MANIFEST";
 
-/// The module that every model needs: kernels for it are kernels for the GPU.
-const PROBE_MODULE: &str = "linear";
+/// The module that every model needs: kernels for it mean kernels for the GPU.
+pub const PROBE_MODULE: &str = "linear";
 
 /// The device that `args` ask for. `auto` says in one line which one it took and why.
 ///

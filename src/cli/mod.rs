@@ -1,10 +1,15 @@
 //! The command line: parses, resolves and dispatches, one file per verb. Data and JSON go to stdout, everything else to
 //! stderr; errors are one line, and their kind decides the exit code.
 
+mod bench;
+mod completions;
+mod convert;
 mod device;
+mod doctor;
 mod embedded;
 mod inspect;
 mod interrupt;
+mod merge;
 mod model;
 mod options;
 mod output;
@@ -42,6 +47,16 @@ enum Verb {
     Sample(sample::SampleArgs),
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
+    #[command(after_help = convert::EXAMPLES)]
+    Convert(convert::ConvertArgs),
+    #[command(after_help = merge::EXAMPLES)]
+    Merge(merge::MergeArgs),
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArgs),
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::DoctorArgs),
+    #[command(after_help = completions::EXAMPLES)]
+    Completions(completions::CompletionsArgs),
 }
 
 /// Parses the arguments of the process, does the work and tells the exit code.
@@ -71,6 +86,11 @@ impl Verb {
                 None => sample::run(&args),
             },
             Self::Inspect(args) => inspect::run(&args),
+            Self::Convert(args) => convert::run(&args),
+            Self::Merge(args) => merge::run(&args),
+            Self::Bench(args) => bench::run(&args),
+            Self::Doctor(args) => doctor::run(&args),
+            Self::Completions(args) => completions::run(&args),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From the name or path of a model to its weights.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use arclet::device::Device;
 use arclet::error::{Error, Result};
@@ -9,6 +9,7 @@ use arclet::models::Model;
 use arclet::models::builtin::{self, HashWeights};
 use arclet::models::config::ModelConfig;
 use arclet::models::import::Import;
+use arclet::nn::params::WeightSource;
 use arclet::tensor::DType;
 
 use super::{embedded, report};
@@ -61,21 +62,33 @@ impl Source {
         }
     }
 
-    /// Recognises the model and checks that it is one to sample from; says what had to be guessed and what is unused.
+    /// Recognises the model and says what had to be guessed and how much is unused.
     ///
     /// # Errors
-    /// [`Error::Input`] if the keys fit no architecture, or the model predicts no velocity.
+    /// [`Error::Input`] if the keys fit no architecture.
     pub fn weights(&self, quiet: bool) -> Result<Weights<'_>> {
-        let (weights, path) = match self {
-            Self::Checkpoint { checkpoint, .. } => {
+        match self {
+            Self::Checkpoint { name, checkpoint } => {
                 let import = Import::new(checkpoint)?;
-                import.notes.iter().for_each(|n| report::note(quiet, n));
-                (Weights::Import(import), checkpoint.path().to_path_buf())
+                import.notes.iter().for_each(|n| report::note(quiet, format!("{name}: {n}")));
+                if !import.unused.is_empty() {
+                    let unused = report::counted(import.unused.len(), "key");
+                    report::note(quiet, format!("{name}: {unused} unused: {}", import.unused.join(", ")));
+                }
+                Ok(Weights::Import(import))
             }
-            Self::Hash(hash) => (Weights::Hash(hash), PathBuf::from(hash.name())),
-        };
+            Self::Hash(hash) => Ok(Weights::Hash(hash)),
+        }
+    }
+
+    /// The same for a model to sample from.
+    ///
+    /// # Errors
+    /// [`Error::Input`] too if the model predicts no velocity.
+    pub fn velocity_weights(&self, quiet: bool) -> Result<Weights<'_>> {
+        let weights = self.weights(quiet)?;
         match weights.config().sampling_problem() {
-            Some(problem) => Err(Error::input(path, problem)),
+            Some(problem) => Err(Error::input(weights.source().origin(), problem)),
             None => Ok(weights),
         }
     }
@@ -98,15 +111,20 @@ impl Weights<'_> {
         }
     }
 
+    /// The numbers.
+    pub fn source(&self) -> &dyn WeightSource {
+        match self {
+            Self::Import(import) => import,
+            Self::Hash(hash) => *hash,
+        }
+    }
+
     /// Puts the model on a device.
     ///
     /// # Errors
     /// [`Error::Input`] for numbers that are not finite; [`Error::OutOfMemory`].
     pub fn load(&self, device: &Device, dtype: DType) -> Result<Model> {
-        match self {
-            Self::Import(import) => Model::load(import.config.clone(), import, device, dtype),
-            Self::Hash(hash) => Model::load(hash.config().clone(), *hash, device, dtype),
-        }
+        Model::load(self.config().clone(), self.source(), device, dtype)
     }
 }
 

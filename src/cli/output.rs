@@ -1,13 +1,12 @@
 //! Files of samples: the array, its recipe and its preview. That all three can be written is known before the first
 //! image is drawn; each appears whole or not at all.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arclet::error::{Error, Result};
 use arclet::io::{
-    AtomicFile, FileDType, GridPng, NpyWriter, TensorBytes, sha256_file, write_atomic, write_grid_png,
+    AtomicFile, GridPng, NpyWriter, TensorBytes, require_h5, sha256_file, write_atomic, write_grid_png, write_h5,
     write_safetensors,
 };
 
@@ -17,8 +16,10 @@ use super::report;
 
 /// Stem of the files in an output folder.
 const STEM: &str = "samples";
-/// Name of the array in a safetensors file.
-pub const TENSOR: &str = "samples";
+/// Name of the array in a safetensors file, as in HDF5.
+pub const TENSOR: &str = "images";
+/// Metadata key of a safetensors file, and attribute of HDF5, that hold the recipe.
+const RECIPE: &str = "recipe";
 /// Most images in a preview.
 const PREVIEW: usize = 100;
 /// Colour map of the preview.
@@ -29,6 +30,7 @@ pub const COLOR_MAP: &str = "inferno";
 enum Format {
     Npy,
     Safetensors,
+    Hdf5,
 }
 
 /// Where the files of a run go.
@@ -55,11 +57,8 @@ impl Target {
             "npy" => file(Format::Npy),
             "safetensors" => file(Format::Safetensors),
             "h5" | "hdf5" => {
-                return Err(Error::usage(format!(
-                    "--out {}: writing HDF5 needs the feature `hdf5`, which this program was built without; .npy and \
-                     .safetensors need nothing",
-                    out.display()
-                )));
+                require_h5()?;
+                file(Format::Hdf5)
             }
             "json" | "png" | "npz" => {
                 return Err(Error::usage(format!(
@@ -113,7 +112,7 @@ impl SampleWriter {
         }
         let array = match target.format {
             Format::Npy => Array::Npy(NpyWriter::create(&target.data, &[rows, channels, height, width])?),
-            Format::Safetensors => Array::Memory(Vec::new()),
+            Format::Safetensors | Format::Hdf5 => Array::Memory(Vec::new()),
         };
         Ok(Self { target, image, array, shown: Vec::new(), rows: 0, folders })
     }
@@ -139,38 +138,35 @@ impl SampleWriter {
         }
     }
 
-    /// Gives the files their names, with the images that were pushed. Of `recipe` the number of images, the digest and
-    /// the number of previewed images are filled in; it is returned as written. No images make no preview.
+    /// Gives the files their names, with the images that were pushed. Number, shape and digest are filled into the
+    /// recipe, which is returned as written. No images make no preview.
     ///
     /// # Errors
     /// [`Error::Output`].
     pub fn finish(self, mut recipe: Recipe) -> Result<Recipe> {
-        let [channels, height, width] = self.image;
-        let shape = [self.rows, channels, height, width];
-        let shown = self.rows.min(PREVIEW);
-        match self.array {
-            Array::Npy(writer) => writer.finish_partial(self.rows)?,
-            Array::Memory(values) => {
-                let bytes: Cow<[u8]> = if cfg!(target_endian = "little") {
-                    Cow::Borrowed(bytemuck::cast_slice(&values))
-                } else {
-                    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-                };
-                let tensor = TensorBytes { name: TENSOR.into(), dtype: FileDType::F32, shape: shape.to_vec(), bytes };
-                write_safetensors(&self.target.data, [tensor], &BTreeMap::new())?;
+        let Self { target, image: [channels, height, width], array, shown, rows, folders } = self;
+        recipe.n = rows as u64;
+        recipe.shape = [rows, channels, height, width];
+        let inside = report::to_json(&recipe)?;
+        match array {
+            Array::Npy(writer) => writer.finish_partial(rows)?,
+            Array::Memory(images) if target.format == Format::Hdf5 => {
+                write_h5(&target.data, &recipe.shape, &images, &[(RECIPE, &inside)])?;
+            }
+            Array::Memory(images) => {
+                let tensor = TensorBytes::from_f32(TENSOR, &recipe.shape, &images);
+                write_safetensors(&target.data, [tensor], &BTreeMap::from([(RECIPE.into(), inside)]))?;
             }
         }
-        self.folders.keep();
-        (recipe.n, recipe.shape, recipe.preview.images) = (self.rows as u64, shape, 0);
-        if shown > 0 {
-            let [low, high] = recipe.preview.range;
-            let images = &self.shown;
-            let range = (low, high);
-            let grid = GridPng { images, n: shown, channels, height, width, range, columns: None, zoom: None };
-            recipe.preview.images = write_grid_png(&self.target.preview, &grid)?.shown;
+        folders.keep();
+        if rows > 0 {
+            let (n, [low, high]) = (rows.min(PREVIEW), recipe.preview.range);
+            let (images, range) = (&shown[..], (low, high));
+            let grid = GridPng { images, n, channels, height, width, range, columns: None, zoom: None };
+            write_grid_png(&target.preview, &grid)?;
         }
-        recipe.data_sha256 = sha256_file(&self.target.data)?;
-        write_atomic(&self.target.recipe, (report::to_json(&recipe)? + "\n").as_bytes())?;
+        recipe.data_sha256 = Some(sha256_file(&target.data)?);
+        write_atomic(&target.recipe, (report::to_json(&recipe)? + "\n").as_bytes())?;
         Ok(recipe)
     }
 }

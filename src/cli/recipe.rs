@@ -63,8 +63,8 @@ pub struct Recipe {
     pub hardware: String,
     /// How the preview is coloured.
     pub preview: PreviewRecipe,
-    /// SHA-256 of the file of samples.
-    pub data_sha256: String,
+    /// SHA-256 of the file of samples; none in a recipe inside of that file.
+    pub data_sha256: Option<String>,
 }
 
 /// Which model drew the samples.
@@ -87,8 +87,6 @@ pub struct PreviewRecipe {
     pub color_map: String,
     /// Values drawn as the darkest and the brightest colour.
     pub range: [f32; 2],
-    /// How many images it shows, from the first.
-    pub images: usize,
 }
 
 impl Recipe {

@@ -102,7 +102,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let target = Target::new(&args.out, args.shard)?;
 
     let source = Source::open(args.model.as_deref())?;
-    let weights = source.weights(quiet)?;
+    let weights = source.velocity_weights(quiet)?;
     let config = weights.config();
     let classes = resolve_classes(args.class.as_deref(), config.classes.as_ref(), &source.name())?;
     let image = [config.in_channels, config.image_size, config.image_size];
@@ -169,12 +169,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         dtype: dtype.name().into(),
         device: if matches!(device, Device::Cpu(_)) { "cpu" } else { "cuda" }.into(),
         hardware: device.description(),
-        preview: PreviewRecipe {
-            color_map: COLOR_MAP.into(),
-            range: [config.value_range.0, config.value_range.1],
-            images: 0,
-        },
-        data_sha256: String::new(),
+        preview: PreviewRecipe { color_map: COLOR_MAP.into(), range: [config.value_range.0, config.value_range.1] },
+        data_sha256: None,
     };
     let recipe = writer.finish(recipe)?;
     let seconds = start.elapsed().as_secs_f64();

@@ -208,8 +208,9 @@ impl ModelConfig {
             self.num_heads = heads;
         }
         if let Some((name, ratio)) = fields.number(&["mlp_ratio"])? {
-            let hidden = (self.hidden_size as f64 * ratio).trunc();
-            if hidden != self.mlp_hidden as f64 {
+            // The width is the product rounded down, give or take the last bit of a ratio like 5/3.
+            let over = self.hidden_size as f64 * ratio - self.mlp_hidden as f64;
+            if !(-1e-6..1.0).contains(&over) {
                 let found = self.mlp_hidden as f64 / self.hidden_size as f64;
                 return Err(format!("{name} is {ratio}, but the weights' feed-forward layers have ratio {found}"));
             }

@@ -247,9 +247,12 @@ fn products<T: Real>(g: Geometry, x: &[T], w: &[T], y: &mut [T]) {
     }
 }
 
-/// y [m, n] = scale * a [m, k] b [n, k]^T; each operand comes with its row stride.
+/// y [m, n] = scale * a [m, k] b [n, k]^T on the CPU; each operand comes with its row stride.
+///
+/// # Panics
+/// If a dimension is 0 or an operand too small.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn matmul_t<T: Real>(
+pub fn matmul_t<T: Real>(
     m: usize,
     n: usize,
     k: usize,
@@ -262,9 +265,12 @@ pub(super) fn matmul_t<T: Real>(
     matmul(m, n, k, y, (a.0, a.1, 1), (b.0, 1, b.1), scale, parallelism);
 }
 
-/// y [m, n] = scale * a [m, k] b [k, n]; operands come with their row and column strides.
+/// y [m, n] = scale * a [m, k] b [k, n] on the CPU; operands come with their row and column strides.
+///
+/// # Panics
+/// If a dimension is 0 or an operand too small.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn matmul<T: Real>(
+pub fn matmul<T: Real>(
     m: usize,
     n: usize,
     k: usize,
