@@ -40,7 +40,7 @@ pub fn tanh(x: f32) -> f32 {
     p = p.mul_add(s, 2.063_909e-2);
     p = p.mul_add(s, -5.373_97e-2);
     p = p.mul_add(s, 1.333_144_2e-1);
-    p = p.mul_add(s, -3.333_328_2e-1);
+    p = p.mul_add(s, -3.333_328e-1);
     let near = (p * s).mul_add(x, x);
     let far = (1.0 - 2.0 / (exp(2.0 * a) + 1.0)).copysign(x);
     if a < 0.625 { near } else { far }
@@ -57,7 +57,7 @@ pub fn erf(x: f32) -> f32 {
     p = p.mul_add(s, -2.101_024e-6);
     p = p.mul_add(s, -5.692_506_4e-5);
     p = p.mul_add(s, -7.349_906_3e-4);
-    p = p.mul_add(s, -2.954_600e-3);
+    p = p.mul_add(s, -2.954_6e-3);
     p = p.mul_add(s, -1.609_603_3e-2);
     let mut q = -1.456_607_2e-5f32;
     q = q.mul_add(s, -2.133_740_6e-4);

@@ -80,17 +80,12 @@ fn main() {
         [files(&include, &["h"]), files(&kernels, &["cuh"]), files(&root.join("tests/kernels"), &["cuh"])].concat();
 
     let repository = kernels.parent().expect("kernels/ lies in the repository").to_path_buf();
-    let common: Vec<String> = COMMON
-        .iter()
-        .map(|s| s.to_string())
-        .chain([
-            "-Ikernels/emu/include".into(),
-            "-Ikernels".into(),
-            // messages name files from the repository's root on, and its place changes no object
-            format!("-fdebug-prefix-map={}=.", repository.display()),
-        ])
-        .collect();
-    let cache = out.join("objects");
+    let common: Vec<String> =
+        COMMON.iter().map(|s| s.to_string()).chain(["-Ikernels/emu/include".into(), "-Ikernels".into()]).collect();
+    // tools/mutate-barriers builds several trees that differ in one kernel
+    println!("cargo:rerun-if-env-changed=ARCLET_EMU_OBJECTS");
+    let shared = env::var_os("ARCLET_EMU_OBJECTS");
+    let cache = shared.as_ref().map_or_else(|| out.join("objects"), PathBuf::from);
     fs::create_dir_all(&cache).expect("create the object cache");
     let job = |source: &Path, headers: &[PathBuf], flags: &[&[&str]], label: &str, localise: bool| {
         let source = source.strip_prefix(&repository).expect("sources lie in the repository");
@@ -114,7 +109,9 @@ fn main() {
     compile(&cxx, &repository, &jobs);
     let library = out.join("lib/libcuda.so");
     link(&cxx, &jobs, &out, &library);
-    prune(&cache, &jobs);
+    if shared.is_none() {
+        prune(&cache, &jobs);
+    }
     println!("cargo:rustc-env=ARCLET_EMU_LIBCUDA={}", library.display());
 }
 
@@ -166,15 +163,18 @@ fn compile(cxx: &Path, repository: &Path, jobs: &[Job]) {
 
 fn build_object(cxx: &Path, repository: &Path, job: &Job) {
     let name = job.source.display();
-    let raw = job.object.with_extension("raw");
+    let temporary = |kind: &str| job.object.with_extension(format!("{}.{kind}", std::process::id()));
+    let raw = temporary("raw");
     let flags = job.flags.iter();
     let mut compile = Command::new(cxx);
     compile.current_dir(repository);
+    // messages name files from the repository's root on, and its place changes no object
+    compile.arg(format!("-fdebug-prefix-map={}=.", repository.display()));
     run(compile.args(flags).arg("-c").arg(&job.source).arg("-o").arg(&raw), &format!("compiling {name}"));
     if job.localise {
         // inline functions and templates lie in groups, which the linker would merge over files and over the plain
         // and the checked build; first dissolve the groups, then make all but the exports local
-        let single = job.object.with_extension("single");
+        let single = temporary("single");
         let mut ld = Command::new(cxx);
         ld.args(["-r", "-nostdlib", "-Wl,--force-group-allocation"]).arg(&raw).arg("-o").arg(&single);
         run(&mut ld, &format!("merging {name}"));

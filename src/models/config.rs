@@ -232,10 +232,9 @@ impl ModelConfig {
             self.gelu_tanh = tanh;
         }
         self.overlay_time(&fields)?;
-        if let Some((name, learned)) = fields.flag("learn_sigma")? {
-            if learned != (self.out_channels != self.in_channels) {
-                return Err(format!("{name} is {learned}, but the last layer has {} channels", self.out_channels));
-            }
+        let learns = self.out_channels != self.in_channels;
+        if let Some((name, given)) = fields.flag("learn_sigma")?.filter(|(_, given)| *given != learns) {
+            return Err(format!("{name} is {given}, but the last layer has {} channels", self.out_channels));
         }
         self.overlay_classes(&fields)?;
         if let Some(range) = given.get("value_range") {

@@ -52,8 +52,8 @@ pub struct Acts {
 }
 
 enum NetworkActs {
-    FlowVit(flow_vit::FlowVitActs),
-    Dit(dit::DitActs),
+    FlowVit(Box<flow_vit::FlowVitActs>),
+    Dit(Box<dit::DitActs>),
 }
 
 /// What a forward pass reads; all on the model's device.
@@ -63,9 +63,9 @@ pub struct Inputs<'a> {
     pub x: &'a Tensor,
     /// Sinusoids of the times of all evaluations, from [`Model::time_table`].
     pub times: &'a Tensor,
-    /// Which row of `times` this evaluation takes, [1].
+    /// Which row of `times` this evaluation takes, `[1]`.
     pub counter: &'a Tensor,
-    /// Class per image [B]; read by conditional models only.
+    /// Class per image `[B]`; read by conditional models only.
     pub labels: &'a Tensor,
 }
 
@@ -91,8 +91,10 @@ impl Model {
     /// [`Error::OutOfMemory`].
     pub fn acts(&self, batch: usize) -> Result<Acts> {
         let network = match &self.network {
-            Network::FlowVit(m) => NetworkActs::FlowVit(m.acts(&self.config, &self.device, self.dtype, batch)?),
-            Network::Dit(m) => NetworkActs::Dit(m.acts(&self.config, &self.device, self.dtype, batch)?),
+            Network::FlowVit(m) => {
+                NetworkActs::FlowVit(Box::new(m.acts(&self.config, &self.device, self.dtype, batch)?))
+            }
+            Network::Dit(m) => NetworkActs::Dit(Box::new(m.acts(&self.config, &self.device, self.dtype, batch)?)),
         };
         let c = &self.config;
         let output = Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;

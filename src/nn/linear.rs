@@ -10,12 +10,12 @@ use crate::tensor::Tensor;
 pub struct Linear {
     /// [N, K].
     pub weight: Tensor,
-    /// [N].
+    /// `[N]`.
     pub bias: Tensor,
 }
 
 impl Linear {
-    /// Reads `weight` [n, k] and `bias` [n] below the loader's path.
+    /// Reads `weight` [n, k] and `bias` `[n]` below the loader's path.
     pub fn load(loader: &Loader, n: usize, k: usize) -> Result<Self> {
         Ok(Self { weight: loader.tensor("weight", &[n, k])?, bias: loader.tensor("bias", &[n])? })
     }

@@ -14,7 +14,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Reads `weight` and `bias` [dim] below the loader's path.
+    /// Reads `weight` and `bias` `[dim]` below the loader's path.
     pub fn load(loader: &Loader, dim: usize, eps: f64) -> Result<Self> {
         Ok(Self { weight: loader.tensor("weight", &[dim])?, bias: loader.tensor("bias", &[dim])?, eps })
     }

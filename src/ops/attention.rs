@@ -54,7 +54,7 @@ const QUERIES: usize = 64;
 pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, out: &mut Tensor) -> Result<()> {
     let (images, dim) = (out.dim(0), out.last_dim());
     let head_dim = dim / heads;
-    if dim % heads != 0 || head_dim % 8 != 0 || !(8..=128).contains(&head_dim) {
+    if dim % heads != 0 || !head_dim.is_multiple_of(8) || !(8..=128).contains(&head_dim) {
         return Err(Error::Runtime(format!(
             "attention: {heads} heads do not divide {dim} channels into a multiple of 8 up to 128"
         )));

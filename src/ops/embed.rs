@@ -49,7 +49,7 @@ impl Sinusoid {
     }
 }
 
-/// y [B, D] = row `counter` of the table [E, D] of time embeddings, for every image. The counter [1] is on the device,
+/// y [B, D] = row `counter` of the table [E, D] of time embeddings, for every image. The counter `[1]` is on the device,
 /// so that captured work follows it.
 ///
 /// # Errors
@@ -76,8 +76,8 @@ pub fn time_embedding(device: &Device, table: &Tensor, counter: &Tensor, y: &mut
     }
 }
 
-/// c [B, D] = silu(time [B, D] + table[labels]): what adaLN layers take. The caller checked labels against the table
-/// [classes + 1, D]; labels [B] are integers.
+/// c [B, D] = silu(time [B, D] + table`[labels]`): what adaLN layers take. The caller checked labels against the table
+/// [classes + 1, D]; labels `[B]` are integers.
 ///
 /// # Errors
 /// [`Error::Runtime`] if shapes do not fit.
@@ -138,7 +138,7 @@ pub fn add_rows(device: &Device, x: &mut Tensor, v: &Tensor) -> Result<()> {
     }
 }
 
-/// y [B, T + 1, D]: first the class token [D] plus its position, then the tokens x [B, T, D] (positions already
+/// y [B, T + 1, D]: first the class token `[D]` plus its position, then the tokens x [B, T, D] (positions already
 /// added).
 ///
 /// # Errors

@@ -20,7 +20,7 @@ pub(super) const LAYOUT: super::SpecLayout = LayerNormSpec::LAYOUT;
 /// What follows the normalisation.
 #[derive(Clone, Copy)]
 pub enum Affine<'a> {
-    /// y = n * weight + bias, both [D].
+    /// y = n * weight + bias, both `[D]`.
     Learned(&'a Tensor, &'a Tensor),
     /// y = n * (1 + scale) + shift, per image.
     Modulated {

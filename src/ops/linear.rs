@@ -58,7 +58,7 @@ struct Geometry {
 /// Products of fewer rows per image take our own dot products: `gemm` branches on the shape.
 const MIN_GEMM_ROWS: usize = 16;
 
-/// y [B, .., N] = residual + act(x [B, .., K] weight [N, K]^T + bias [N]).
+/// y [B, .., N] = residual + act(x [B, .., K] weight [N, K]^T + bias `[N]`).
 ///
 /// `workspace` holds at least [`workspace_len`] elements (f32 on a GPU, the compute type on the CPU); its content is
 /// overwritten.
@@ -91,7 +91,7 @@ pub fn linear(
         expect_shape("linear bias", bias, &[n])?;
     }
     match residual {
-        Residual::Rows(rows) if rows.last_dim() != n || geometry.rows % rows.dim(0) != 0 => {
+        Residual::Rows(rows) if rows.last_dim() != n || !geometry.rows.is_multiple_of(rows.dim(0)) => {
             return Err(shape_error("linear residual rows", rows.shape(), &[geometry.rows, n]));
         }
         Residual::Gated(gate) => gate.check(images, n)?,

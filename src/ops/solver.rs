@@ -158,7 +158,7 @@ fn cpu<T: Real>(state: &mut SolverState, v: &Tensor, step: SolverStep, options: 
     Ok(())
 }
 
-/// counter [1] += 1, after the last use of a row.
+/// counter `[1]` += 1, after the last use of a row.
 ///
 /// # Errors
 /// The driver's, on a GPU.

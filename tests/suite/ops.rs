@@ -468,6 +468,10 @@ fn a_million_normals_are_identical_on_cpu_and_gpu() {
 /// Structs that go to kernels by value have the layout that the kernels' compiler gives them.
 #[test]
 fn spec_structs_match_their_c_side() {
+    if arclet_emu::real_driver() {
+        println!("the emulated library is not here: layouts are compared where it is");
+        return;
+    }
     for rust in arclet::ops::spec_layouts() {
         let c = arclet_emu::spec_layout(rust.name).unwrap_or_else(|| panic!("no SPEC_LAYOUT({}, ..)", rust.name));
         let fields: Vec<(&str, usize)> = c.fields.iter().map(|f| (f.name.as_str(), f.offset)).collect();

@@ -29,6 +29,7 @@ CONTROL(size_t) emu_last_error(char* out, size_t n) {
 // Clears this thread's message and the context's sticky error (all threads), which a real context cannot survive.
 CONTROL(void) emu_reset_error() {
   thread_stats().last_error.clear();
+  thread_stats().last_code = SUCCESS;
   std::lock_guard<std::mutex> lock(primary().mutex);
   primary().sticky = SUCCESS;
   primary().fault.clear();

@@ -176,6 +176,7 @@ struct ThreadStats {
   std::vector<uint64_t> launches;  // by kernel index; a replay counts each of its kernels
   uint64_t graph_launches = 0;
   std::string last_error;
+  Result last_code = SUCCESS;  // that the message belongs to
 };
 ThreadStats& thread_stats();
 ThreadOptions& thread_options();

@@ -109,7 +109,9 @@ ThreadOptions& thread_options() {
 }
 
 Result error(Result code, std::string message) {
-  thread_stats().last_error = std::move(message);
+  ThreadStats& t = thread_stats();
+  t.last_error = std::move(message);
+  t.last_code = code;
   return code;
 }
 
@@ -119,8 +121,7 @@ Result enter() {
   Context& c = *tls.context;
   std::lock_guard<std::mutex> lock(c.mutex);
   if (!c.references) return error(CONTEXT_IS_DESTROYED, "the primary context was released");
-  if (c.sticky) thread_stats().last_error = c.fault;
-  return c.sticky;
+  return c.sticky ? error(c.sticky, c.fault) : SUCCESS;
 }
 
 bool stream_of(void* handle, Stream*& out) {
@@ -163,7 +164,16 @@ API cuGetErrorName(int code, const char** s) {
 API cuGetErrorString(int code, const char** s) {
   const ErrorText* e = text_of(code);
   *s = e ? e->text : nullptr;
-  return e ? SUCCESS : INVALID_VALUE;
+  if (!e) return INVALID_VALUE;
+  // what the thread's last error was exactly, so that any caller's message tells it; callers take the text as static
+  const ThreadStats& t = thread_stats();
+  if (code != SUCCESS && t.last_code == code && !t.last_error.empty()) {
+    static std::mutex mutex;
+    static auto* texts = new std::set<std::string>;
+    std::lock_guard<std::mutex> lock(mutex);
+    *s = texts->insert(std::string(e->text) + ": " + t.last_error).first->c_str();
+  }
+  return SUCCESS;
 }
 
 // ---- device ----

@@ -16,6 +16,7 @@
 //! | `ARCLET_EMU_FAULT=no-device`, `old-driver` or `oom=<bytes>` | read by `cuInit`: no device, a driver of CUDA 11.4, this much device memory |
 //! | `ARCLET_EMU_SCHEDULE=forward`, `reverse` or a number from 2 | schedule of threads that set none; the number seeds a shuffle |
 //! | `ARCLET_EMU_CHECK=1` | checker on in threads that do not set it |
+//! | `ARCLET_EMU_LIBRARY=<path>` | another build of the library in place of [`LIBCUDA`]: how `tools/mutate-barriers` brings its mutants in |
 //! | `ARCLET_EMU_THREADS=n` | OS threads per unchecked launch (default 1) |
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -28,6 +29,12 @@ use library::library;
 
 /// Absolute path of the emulated driver.
 pub const LIBCUDA: &str = env!("ARCLET_EMU_LIBCUDA");
+
+/// Absolute path of the emulated driver that [`load`] takes: [`LIBCUDA`], unless `ARCLET_EMU_LIBRARY` names another
+/// build of it.
+pub fn libcuda() -> String {
+    std::env::var("ARCLET_EMU_LIBRARY").unwrap_or_else(|_| LIBCUDA.into())
+}
 
 /// Prefix of the kernels that test the emulator itself. They are in [`manifest`], not in [`kernel_names`].
 pub const TEST_KERNEL_PREFIX: &str = "emutest_";
@@ -243,7 +250,7 @@ pub fn env_for_child() -> Vec<(String, String)> {
         return Vec::new();
     }
     let lib = library();
-    let folder = std::path::Path::new(LIBCUDA).parent().map(|p| p.display().to_string()).unwrap_or_default();
+    let folder = std::path::Path::new(&libcuda()).parent().map(|p| p.display().to_string()).unwrap_or_default();
     let path = match std::env::var("LD_LIBRARY_PATH") {
         Ok(old) if !old.is_empty() => format!("{folder}:{old}"),
         _ => folder,

@@ -7,7 +7,7 @@ use std::{
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use crate::{LIBCUDA, SpecField, SpecLayout, Stats};
+use crate::{SpecField, SpecLayout, Stats, libcuda};
 
 /// Functions of the library, resolved once. The library is never unloaded.
 pub(crate) struct Exports {
@@ -46,14 +46,15 @@ struct RawSpec {
 pub(crate) fn library() -> &'static Exports {
     static LIBRARY: OnceLock<Exports> = OnceLock::new();
     LIBRARY.get_or_init(|| {
+        let path = libcuda();
         // SAFETY: our own library; its initialisers only register constants. Global, so that the driver's name
         // resolves to it from here on. Each symbol has the type declared in control.cpp.
         unsafe {
-            let library = Library::open(Some(LIBCUDA), RTLD_NOW | RTLD_GLOBAL)
-                .unwrap_or_else(|e| panic!("cannot load the emulated driver {LIBCUDA}: {e}"));
+            let library = Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL)
+                .unwrap_or_else(|e| panic!("cannot load the emulated driver {path}: {e}"));
             macro_rules! symbol {
                 ($name:literal) => {
-                    *library.get($name).unwrap_or_else(|e| panic!("{LIBCUDA}: {e}"))
+                    *library.get($name).unwrap_or_else(|e| panic!("{path}: {e}"))
                 };
             }
             Exports {

@@ -403,6 +403,8 @@ fn a_fault_sticks_to_the_context() {
     assert_eq!(code(get_function(gpu.module, "emutest_dynamic")), R::CUDA_ERROR_LAUNCH_FAILED);
     let message = arclet_emu::last_error().unwrap();
     assert!(message.starts_with("kernel emutest_trap: trap: __trap: block (0,0,0) thread (3,0,0) at "), "{message}");
+    let e = gpu.stream.synchronize().unwrap_err().to_string();
+    assert!(e.contains("unspecified launch failure") && e.contains(&message), "the error itself tells it: {e}");
     // other threads see it too
     std::thread::scope(|s| {
         s.spawn(|| {
