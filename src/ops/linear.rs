@@ -120,6 +120,11 @@ pub fn workspace_len(device: &Device, images: usize, rows: usize, n: usize, k: u
     }
 }
 
+/// Element type of the workspace in a model of type `model`: f32 sums, f64 in an f64 model.
+pub fn workspace_dtype(model: DType) -> DType {
+    if model == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
 #[allow(clippy::too_many_arguments)]
 fn cpu<T: Real>(
     g: Geometry,
