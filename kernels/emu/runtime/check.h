@@ -44,7 +44,7 @@ struct SharedShadow {
   explicit SharedShadow(size_t static_size);
   ~SharedShadow();
   struct Write* writes;  // one per byte: dynamic shared memory, then the __shared__ variables
-  struct Read* reads;    // 32 per byte
+  struct Read* reads;    // one per byte and warp
   size_t bytes;
 };
 void check_shared_race(Fiber&, const Access&, size_t offset);

@@ -99,7 +99,6 @@ Result run(const Node& n) {
     from += info->sizes[i];
   }
   Launch l;
-  l.name = info->name;
   l.entry = info->entry;
   l.params = pointers;
   l.params_begin = reinterpret_cast<uintptr_t>(memory.get());

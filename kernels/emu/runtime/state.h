@@ -121,7 +121,6 @@ struct Stats {
 
 // One launch, shared by the workers that run its blocks.
 struct Launch {
-  const char* name;
   void (*entry)(void**);
   void** params;
   uintptr_t params_begin, params_end;  // host memory that holds them

@@ -82,7 +82,7 @@ impl Schedule {
 pub struct Mode {
     /// Thread order.
     pub schedule: Schedule,
-    /// Whether every memory access is checked: bounds, alignment, races. Two to five times slower.
+    /// Whether every memory access is checked: bounds, alignment, races. About twice slower.
     pub checked: bool,
 }
 
