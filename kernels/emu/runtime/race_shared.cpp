@@ -48,7 +48,8 @@ struct Checker {
   // Whether an earlier access of thread `tid` is not ordered before this one.
   bool unordered(uint16_t tid, uint32_t clock, uint32_t then, bool several) const {
     const unsigned other = tid == TMA_TID ? TMA : tid / 32u;
-    const bool open = other == agent && !tma ? (several || a.all_lanes || tid != a.tid) && then == epoch : clock > clocks.v[other];
+    const bool open =
+        other == agent && !tma ? (several || a.all_lanes || tid != a.tid) && then == epoch : clock > clocks.v[other];
     return open && !knows(f, b.serial, tid, clock);
   }
   [[noreturn]] void race(const char* kind, uint16_t other) const {
@@ -60,11 +61,13 @@ struct Checker {
     if (!a.write) {
       Read& m = r[agent];
       const bool same = m.clock && m.epoch == epoch;
-      m = {clocks.v[agent], epoch, a.tid, a.all_lanes || (same && (m.several || m.tid != a.tid)), a.atomic && (!same || m.atomic)};
+      m = {clocks.v[agent], epoch, a.tid, a.all_lanes || (same && (m.several || m.tid != a.tid)),
+           a.atomic && (!same || m.atomic)};
       return;
     }
     for (unsigned k = 0; k < b.nwarps; ++k)
-      if (r[k].clock && !(r[k].atomic && a.atomic) && unordered(r[k].tid, r[k].clock, r[k].epoch, r[k].several)) race("read", r[k].tid);
+      if (r[k].clock && !(r[k].atomic && a.atomic) && unordered(r[k].tid, r[k].clock, r[k].epoch, r[k].several))
+        race("read", r[k].tid);
     w.clock = b.clocks[agent].v[agent];
     w.epoch = epoch;
     w.tid = a.tid;
