@@ -1,6 +1,7 @@
 //! All integration tests in one binary, so that a folder with this binary, the command line and `tests/data` tests a
 //! machine that has no Rust.
 
+mod bench;
 mod common;
 mod engines;
 mod goldens;
