@@ -252,7 +252,10 @@ fn describe(classes: &Classes) -> String {
 }
 
 /// Noise (n, C, H, W) for images of shape `image`, `n` of them if that was asked for.
-fn read_noise(path: &Path, n: Option<u32>, image: [usize; 3]) -> Result<Vec<f32>> {
+///
+/// # Errors
+/// [`Error::Input`] for another shape or a file that is no float array; [`Error::Usage`] for another number of images.
+pub fn read_noise(path: &Path, n: Option<u32>, image: [usize; 3]) -> Result<Vec<f32>> {
     let (shape, values) = read_npy_f32(path, NonFinite::Refuse)?;
     let [c, h, w] = image;
     if shape.len() != 4 || shape[1..] != image || shape[0] == 0 {

@@ -5,9 +5,12 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, sys};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, sys,
+};
 use cudarc::nvrtc::Ptx;
 
 use super::images::KernelImages;
@@ -32,6 +35,14 @@ struct Inner {
     compute_capability: (i32, i32),
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, Arc<Function>>>,
+    usage: Arc<Usage>,
+}
+
+/// Bytes of the buffers that are alive, and the most there ever were at a time.
+#[derive(Default)]
+struct Usage {
+    now: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 struct Function {
@@ -43,6 +54,13 @@ struct Function {
 /// Untyped device memory of one tensor.
 pub struct DeviceBuffer {
     slice: CudaSlice<u8>,
+    usage: Arc<Usage>,
+}
+
+impl Drop for DeviceBuffer {
+    fn drop(&mut self) {
+        self.usage.now.fetch_sub(self.slice.len(), Ordering::Relaxed);
+    }
 }
 
 impl DeviceBuffer {
@@ -94,6 +112,11 @@ impl CudaGraph {
     pub fn launch(&self) -> Result<()> {
         self.graph.launch().map_err(driver_error("graph launch"))
     }
+}
+
+/// A point in the order of the device's work whose time the GPU itself notes.
+pub struct Event {
+    event: CudaEvent,
 }
 
 /// What the driver offers, asked without creating a context.
@@ -199,6 +222,7 @@ impl Cuda {
             context,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            usage: Arc::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -221,7 +245,12 @@ impl Cuda {
     pub fn alloc(&self, bytes: usize) -> Result<DeviceBuffer> {
         // The driver refuses an allocation of nothing.
         match self.inner.stream.alloc_zeros::<u8>(bytes.max(1)) {
-            Ok(slice) => Ok(DeviceBuffer { slice }),
+            Ok(slice) => {
+                let usage = self.inner.usage.clone();
+                let now = usage.now.fetch_add(slice.len(), Ordering::Relaxed) + slice.len();
+                usage.peak.fetch_max(now, Ordering::Relaxed);
+                Ok(DeviceBuffer { slice, usage })
+            }
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, _) = self.inner.context.mem_get_info().unwrap_or((0, 0));
                 Err(Error::OutOfMemory { device: self.name(), asked: bytes, free })
@@ -251,6 +280,47 @@ impl Cuda {
     /// Device memory as (free, total) bytes.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.inner.context.mem_get_info().map_err(driver_error("memory information"))
+    }
+
+    /// Bytes of the buffers that [`Self::alloc`] gave and that are alive: (now, most at a time so far). Counts what
+    /// was asked for, not the driver's own memory for its context, code and graphs.
+    pub fn allocated(&self) -> (usize, usize) {
+        let usage = &self.inner.usage;
+        (usage.now.load(Ordering::Relaxed), usage.peak.load(Ordering::Relaxed))
+    }
+
+    /// The GPU's identity as `nvidia-smi` writes it, `GPU-` and sixteen bytes in hexadecimal; `None` if the driver does
+    /// not tell.
+    pub fn uuid(&self) -> Option<String> {
+        let bytes = self.inner.context.uuid().ok()?.bytes;
+        let hex = |range: std::ops::Range<usize>| bytes[range].iter().map(|&b| format!("{:02x}", b as u8)).collect();
+        let groups: [String; 5] = [hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)];
+        Some(format!("GPU-{}", groups.join("-")))
+    }
+
+    /// A new event, to be recorded.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn event(&self) -> Result<Event> {
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
+        self.inner.context.new_event(Some(flags)).map(|event| Event { event }).map_err(driver_error("event"))
+    }
+
+    /// Puts `event` behind everything enqueued so far; its time is when the GPU gets there.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn record(&self, event: &Event) -> Result<()> {
+        event.event.record(&self.inner.stream).map_err(driver_error("event record"))
+    }
+
+    /// Waits for both events and returns the milliseconds of the GPU's clock from `start` to `end`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for an event that was never recorded, and errors of kernels that ran before the events.
+    pub fn elapsed_ms(&self, start: &Event, end: &Event) -> Result<f64> {
+        start.event.elapsed_ms(&end.event).map(f64::from).map_err(driver_error("event"))
     }
 
     /// Enqueues one kernel.

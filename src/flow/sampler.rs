@@ -131,18 +131,33 @@ impl<'m> Sampler<'m> {
     /// and nothing else.
     ///
     /// # Errors
-    /// [`Error::Usage`] if there is not one class per image or the model lacks it; the device's errors.
+    /// Those of [`Self::prepare`] and [`Self::enqueue`]; those of kernels that ran.
     pub fn run(&mut self, classes: &[usize]) -> Result<()> {
-        let model = self.model;
+        self.prepare(classes)?;
+        self.enqueue()?;
+        self.model.device.synchronize()
+    }
+
+    /// The part of [`Self::run`] that copies from the host: the classes and what follows from them and the times alone,
+    /// and which step is the first.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if there is not one class per image or the model lacks it; the device's errors.
+    pub fn prepare(&mut self, classes: &[usize]) -> Result<()> {
         self.set_labels(classes)?;
-        model.device.run(|| {
-            self.counter.write_u32(&model.device, &[0])?;
-            match &self.graph {
-                Some(graph) => graph.launch(),
-                None => self.trajectory(self.times.len()),
-            }
-        })?;
-        model.device.synchronize()
+        self.counter.write_u32(&self.model.device, &[0])
+    }
+
+    /// The rest of [`Self::run`] after [`Self::prepare`]: a GPU is given all the work and not waited for; a CPU does it.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn enqueue(&mut self) -> Result<()> {
+        let model = self.model;
+        model.device.run(|| match &self.graph {
+            Some(graph) => graph.launch(),
+            None => self.trajectory(self.times.len()),
+        })
     }
 
     fn set_labels(&mut self, classes: &[usize]) -> Result<()> {

@@ -1,243 +1,484 @@
-//! `arclet bench`: how long a model takes, and how that compares with its matrix products alone.
+//! `arclet bench`: how long a model takes on this machine, by stated definitions, and what memory it needs.
 
+mod cold;
+mod follow;
+mod gate;
+mod measure;
 mod products;
+mod row;
+mod system;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arclet::device::Device;
+use arclet::device::cpu::Cpu;
 use arclet::error::{Error, Result};
-use arclet::flow::sampler::{Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
+use arclet::models::Model;
 use arclet::tensor::DType;
-use clap::Args;
-use serde::Serialize;
+use clap::{Args, ValueEnum};
 
-use super::model::Source;
-use super::options::{ComputeArgs, ReportArgs};
+use super::model::{Source, Weights};
+use super::options::{ComputeArgs, DTypeChoice, DeviceChoice, ReportArgs, TimeChoice};
+use super::sample::read_noise;
 use super::{device, report};
+use cold::FirstImage;
+use gate::{Gate, Reference};
+use measure::{Plan, Subject, milliseconds};
 use products::{Baseline, flops};
+use row::{Row, table};
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
 Examples:
   arclet bench --model vit-b16 --device cpu
-  arclet bench --model lens-dit-s --steps 50 --batch 4 --json";
+  arclet bench --model nanodit --device cuda --dtype f16,bf16 --steps 100 --guidance-scale 3 --json";
 
-/// Measurements that are thrown away.
-const WARM_UPS: usize = 2;
+/// The model that published figures are about, which took one evaluation less than they say steps.
+const PUBLISHED: &str = "vit-b16";
+/// Runs that are thrown away where a run is long: on the CPU and in the sweep.
+const FEW_WARM_UPS: usize = 2;
 /// Fewest measurements, however long one takes.
 const LEAST: usize = 5;
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Measure {
+    /// The loop alone on a GPU, noise and images on the device, between two events
+    Latency,
+    /// One call from noise to images in host memory, one after another
+    Calls,
+    /// Batches of several sizes, timed like latency on a GPU and like calls on the CPU
+    Throughput,
+    /// From the start of a process to its first image in host memory
+    Cold,
+}
+
+impl Measure {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::Calls => "calls",
+            Self::Throughput => "throughput",
+            Self::Cold => "cold",
+        }
+    }
+}
+
 /// Measures how long a model takes to draw images.
 ///
-/// A measurement is one call from noise to images in host memory. On the CPU the model's matrix products alone, through
-/// the same library on the same threads, are measured in turn with it; the ratio of the medians is what everything else
-/// costs. Times are milliseconds, gflops count two operations per multiply-add of the matrix products.
+/// On a GPU the velocity and the final image are compared with the CPU's in f32 first, and wrong ones are not timed. On
+/// the CPU the model's matrix products alone, through the same library on the same threads, are measured in turn with
+/// it; the ratio of the medians is what everything else costs. Times are milliseconds, gflops count two operations per
+/// multiply-add of the matrix products, NFE are function evaluations per image.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
     /// Weights file, model folder, or built-in model: lens-dit-s, vit-b16 or nanodit (the latter two of full size, with
     /// made-up weights)
     #[arg(long, value_name = "PATH|NAME", default_value = "vit-b16")]
     model: PathBuf,
+    /// What to measure [default: calls on the CPU, everything on a GPU]
+    #[arg(long, value_enum, value_name = "A,B,..", value_delimiter = ',')]
+    measure: Vec<Measure>,
     /// Euler steps of a measurement [default: 1 on the CPU, 50 on a GPU]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
-    /// Images at a time
+    /// Times that the model is asked at
+    #[arg(long, value_enum, default_value = "train")]
+    time: TimeChoice,
+    /// Classifier-free guidance scale; 1 is off
+    #[arg(long, visible_alias = "cfg-scale", value_name = "G", default_value_t = 1.0, allow_negative_numbers = true)]
+    guidance_scale: f32,
+    /// Images at a time for latency, calls and cold
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: u32,
-    /// Seconds to measure for, at least
+    /// Images at a time for throughput, one row each, until memory ends; a model with classes also gets one guided image
+    #[arg(long, value_name = "B,..", value_delimiter = ',', default_value = "1,2,4,8,32,128", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    batches: Vec<u32>,
+    /// Runs before the measured ones for latency, and for calls on a GPU
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    warmup: u32,
+    /// Measured runs for latency
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    iterations: u32,
+    /// Measured calls [default: 1024 on a GPU; on the CPU as many as fit into --seconds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    calls: Option<u32>,
+    /// Measured processes for cold
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    starts: u32,
+    /// Seconds to measure for, at least, where no number of runs is given: calls on the CPU, and each batch of throughput
     #[arg(long, value_name = "T", default_value_t = 6.0)]
     seconds: f64,
-    #[command(flatten)]
-    compute: ComputeArgs,
+    /// Starting noise of latency and calls from a .npy file of shape (batch, channels, height, width) instead of random
+    /// noise
+    #[arg(long, value_name = "FILE.npy")]
+    noise: Option<PathBuf>,
+    /// Where to compute: auto takes a GPU if there is one that this program has kernels for, else the CPU, and says which
+    #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value = "auto")]
+    device: DeviceChoice,
+    /// Types of weights and activations, rows for each: auto is f32 on the CPU and f16 on a GPU
+    #[arg(long, value_enum, value_name = "A,B,..", value_delimiter = ',', default_value = "auto")]
+    dtype: Vec<DTypeChoice>,
+    /// Threads of the CPU [default: as many as there are]
+    #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Run as often as each line of stdin says and answer each with a line of times: for comparison in turns
+    #[arg(long, hide = true)]
+    follow: bool,
+    /// Draw one batch and say how long the parts took: what cold starts
+    #[arg(long, hide = true, conflicts_with = "follow")]
+    first_image: bool,
     #[command(flatten)]
     report: ReportArgs,
-}
-
-/// One row of the result.
-#[derive(Clone, Debug, Serialize)]
-struct Row {
-    name: String,
-    device: String,
-    dtype: String,
-    threads: Option<usize>,
-    batch: usize,
-    steps: usize,
-    evaluations: usize,
-    runs: usize,
-    p50_ms: f64,
-    p90_ms: f64,
-    p99_ms: f64,
-    min_ms: f64,
-    ms_per_evaluation: f64,
-    gflops: f64,
-    /// Median of this row over the median of the matrix products alone, measured in turn.
-    ratio_to_products: Option<f64>,
-    load_ms: Option<f64>,
-    /// Largest memory of the process so far, before the products' own operands.
-    peak_rss_mb: Option<f64>,
 }
 
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Error::Device`] for a GPU that cannot be used; those of models.
+/// [`Error::Device`] for a GPU that cannot be used; [`Error::Runtime`] for wrong results; those of models.
 pub fn run(args: &BenchArgs) -> Result<()> {
     let quiet = args.report.quiet;
     if !(args.seconds >= 0.0 && args.seconds.is_finite()) {
         return Err(Error::usage(format!("--seconds {}: a number from 0 expected", args.seconds)));
     }
+    if !args.guidance_scale.is_finite() {
+        return Err(Error::usage(format!("--guidance-scale {}: a finite number expected", args.guidance_scale)));
+    }
     let source = Source::open(Some(&args.model))?;
     let weights = source.velocity_weights(quiet)?;
     let config = weights.config();
-    let device = device::open(&args.compute, quiet)?;
-    let dtype = args.compute.dtype.or(device::default_dtype(&device));
+    let image = [config.in_channels, config.image_size, config.image_size];
+    let noise = args.noise.as_deref().map(|path| read_noise(path, Some(args.batch), image)).transpose()?;
+
+    let opening = Instant::now();
+    let compute = ComputeArgs { device: args.device, dtype: DTypeChoice::Auto, threads: args.threads };
+    let device = device::open(&compute, quiet)?;
+    let open_ms = milliseconds(opening);
     let on_cpu = matches!(device, Device::Cpu(_));
+    let measures = match (&args.measure[..], on_cpu) {
+        ([], true) => &[Measure::Calls][..],
+        ([], false) => Measure::value_variants(),
+        (asked, true) if asked.contains(&Measure::Latency) => {
+            return Err(Error::usage("--measure latency: needs a GPU and its events; calls measures on the CPU"));
+        }
+        (asked, _) => asked,
+    };
     let steps = args.steps.unwrap_or(if on_cpu { 1 } else { 50 }) as usize;
-    let batch = args.batch as usize;
-
-    let start = Instant::now();
-    let model = weights.load(&device, dtype)?;
-    let load_ms = milliseconds(start.elapsed());
-    let schedule = Schedule::new(Solver::Euler, steps, TimeConvention::Train)
-        .ok_or_else(|| Error::usage("--steps 0: at least 1 expected"))?;
-    let options = SamplerOptions { guidance: 1.0, clamp: true };
-    let mut sampler = Sampler::new(&model, &schedule, batch, options)?;
-    let classes: Vec<usize> = match &config.classes {
-        Some(classes) => (0..batch).map(|i| i % classes.names.len()).collect(),
-        None => Vec::new(),
+    let mut session = Session {
+        args,
+        source: &source,
+        weights: &weights,
+        device: &device,
+        time: args.time.into(),
+        schedule: schedule(steps, args.time.into())?,
+        steps,
+        noise: noise.as_deref(),
+        open_ms,
+        rows: Vec::new(),
     };
-    let mut draw = |seed: u64| -> Result<Duration> {
+    for &dtype in &args.dtype {
+        session.measure(dtype.or(device::default_dtype(&device)), measures)?;
+    }
+    match (args.first_image || args.follow, args.report.json) {
+        (true, _) => Ok(()),
+        (false, true) => report::print_json(&session.rows),
+        (false, false) => report::print(table(&session.rows)),
+    }
+}
+
+fn schedule(steps: usize, time: TimeConvention) -> Result<Schedule> {
+    Schedule::new(Solver::Euler, steps, time)
+        .ok_or_else(|| Error::usage(format!("--steps {steps}: at least 2 expected with --time {}", time.name())))
+}
+
+/// One model on one device, and the rows so far.
+struct Session<'a> {
+    args: &'a BenchArgs,
+    source: &'a Source,
+    weights: &'a Weights<'a>,
+    device: &'a Device,
+    time: TimeConvention,
+    schedule: Schedule,
+    steps: usize,
+    noise: Option<&'a [f32]>,
+    open_ms: f64,
+    rows: Vec<Row>,
+}
+
+/// A model on the device, what loading it took, and on a GPU what it has to come close to.
+struct Loaded {
+    model: Model,
+    load_ms: f64,
+    weights_mb: Option<f64>,
+    reference: Option<Reference>,
+}
+
+impl Loaded {
+    /// Compares the model, which draws `batch` images, with the CPU; the CPU itself is the reference.
+    fn check(&self, batch: usize) -> Result<Option<Gate>> {
+        self.reference.as_ref().map(|r| r.check(&self.model, batch)).transpose()
+    }
+}
+
+impl Session<'_> {
+    /// The rows of one type.
+    fn measure(&mut self, dtype: DType, measures: &[Measure]) -> Result<()> {
+        let (args, guidance) = (self.args, self.args.guidance_scale);
+        let mut loaded = self.load(dtype)?;
+        if args.first_image {
+            Subject::new(&loaded.model, &self.schedule, args.batch as usize, guidance, None)?.call()?;
+            let peak_rss_mb = system::peak_memory_mb();
+            return FirstImage { open_ms: self.open_ms, load_ms: loaded.load_ms, peak_rss_mb }.announce();
+        }
+        loaded.reference = self.reference(dtype, &self.schedule, guidance)?;
+        let batch = args.batch as usize;
+        let gate = loaded.check(batch)?;
+        if args.follow {
+            let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise)?;
+            let about = Row { gate, ..self.row(Measure::Latency, &loaded, batch, guidance) };
+            return follow::follow(&about, &mut subject);
+        }
+        for measure in measures {
+            let first = self.rows.len();
+            match measure {
+                Measure::Latency => self.latency(&loaded)?,
+                Measure::Calls if matches!(self.device, Device::Cpu(_)) => self.calls_beside_products(&loaded)?,
+                Measure::Calls => self.calls(&loaded)?,
+                Measure::Throughput => self.throughput(&loaded)?,
+                Measure::Cold => self.cold(&loaded)?,
+            }
+            // Rows of another batch or schedule bring their own.
+            self.rows[first..].iter_mut().for_each(|row| row.gate = row.gate.or(gate));
+        }
+        Ok(())
+    }
+
+    fn load(&self, dtype: DType) -> Result<Loaded> {
         let start = Instant::now();
-        sampler.draw_noise(seed, 0)?;
-        sampler.run(&classes)?;
-        let images = sampler.state()?;
-        let elapsed = start.elapsed();
-        match images.iter().all(|v| v.is_finite()) {
-            true => Ok(elapsed),
-            false => Err(Error::Runtime("the images hold values that are not finite".into())),
-        }
-    };
-    for i in 0..WARM_UPS {
-        draw(i as u64)?;
+        let model = self.weights.load(self.device, dtype)?;
+        self.device.synchronize()?;
+        Ok(Loaded { load_ms: milliseconds(start), weights_mb: self.device_mb(), reference: None, model })
     }
-    let peak_rss_mb = peak_memory_mb();
 
-    // The products alone in f32, which is what the CPU computes every type in.
-    let mut baseline = on_cpu.then(|| Baseline::new(config, batch));
-    let mut alone = || match &mut baseline {
-        Some(baseline) => {
+    /// What a GPU has to come close to.
+    fn reference(&self, dtype: DType, schedule: &Schedule, guidance: f32) -> Result<Option<Reference>> {
+        if let Device::Cpu(_) = self.device {
+            return Ok(None);
+        }
+        let cpu = Device::Cpu(Cpu::new(self.args.threads.unwrap_or(0).into())?);
+        Reference::new(&cpu, self.weights, dtype, schedule, guidance).map(Some)
+    }
+
+    /// The loop alone; for the model of the published figures also at the evaluations that those have.
+    fn latency(&mut self, loaded: &Loaded) -> Result<()> {
+        let (args, batch, guidance) = (self.args, self.args.batch as usize, self.args.guidance_scale);
+        let plan = Plan::exactly(args.warmup as usize, args.iterations as usize);
+        let time = |session: &Self, gate: Option<Gate>| {
+            let before = system::gpu_state(session.device);
+            let mut subject = Subject::new(&loaded.model, &session.schedule, batch, guidance, session.noise)?;
+            let times = plan.times(|| subject.device_time())?;
+            subject.check_images()?;
+            let row = Row { warm_ups: plan.warm_ups, gate, ..session.row(Measure::Latency, loaded, batch, guidance) };
+            Ok::<Row, Error>(session.finish(row, &times, before))
+        };
+        let row = time(self, None)?;
+        self.rows.push(row);
+        if self.source.name() == PUBLISHED && self.time == TimeConvention::Train && self.steps > 1 {
+            let notebook = TimeConvention::Notebook;
+            let train = (std::mem::replace(&mut self.schedule, schedule(self.steps, notebook)?), self.time);
+            self.time = notebook;
+            let reference = self.reference(loaded.model.dtype, &self.schedule, guidance)?;
+            let gate = reference.map(|r| r.check(&loaded.model, batch)).transpose()?;
+            let row = time(self, gate)?;
+            self.rows.push(row);
+            (self.schedule, self.time) = train;
+        }
+        Ok(())
+    }
+
+    /// Calls on a GPU.
+    fn calls(&mut self, loaded: &Loaded) -> Result<()> {
+        let (batch, guidance) = (self.args.batch as usize, self.args.guidance_scale);
+        let plan = Plan::exactly(self.args.warmup as usize, self.args.calls.unwrap_or(1024) as usize);
+        let before = system::gpu_state(self.device);
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise)?;
+        let times = plan.times(|| subject.call())?;
+        let row = Row { warm_ups: plan.warm_ups, ..self.row(Measure::Calls, loaded, batch, guidance) };
+        self.rows.push(self.finish(row, &times, before));
+        Ok(())
+    }
+
+    /// Calls on the CPU, and the matrix products alone.
+    fn calls_beside_products(&mut self, loaded: &Loaded) -> Result<()> {
+        let (args, batch, guidance) = (self.args, self.args.batch as usize, self.args.guidance_scale);
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise)?;
+        for _ in 0..FEW_WARM_UPS {
+            subject.call()?;
+        }
+        let peak_rss_mb = system::peak_memory_mb();
+        // In f32, which is what the CPU computes every type in.
+        let passes = if guidance == 1.0 { 1 } else { 2 };
+        let mut baseline = Baseline::new(self.weights.config(), passes * batch);
+        let mut alone = || {
             let start = Instant::now();
-            device.run(|| (0..schedule.evaluations()).for_each(|_| baseline.run()));
-            start.elapsed()
-        }
-        None => Duration::ZERO,
-    };
-    alone();
-    let (mut whole, mut products) = (Vec::new(), Vec::new());
-    let begin = Instant::now();
-    while whole.len() < LEAST || begin.elapsed().as_secs_f64() < args.seconds {
-        // In turn, so that both see the same clock speed and the same neighbours.
-        whole.push(draw(whole.len() as u64)?);
-        products.push(alone());
+            self.device.run(|| (0..self.schedule.evaluations()).for_each(|_| baseline.run()));
+            milliseconds(start)
+        };
+        alone();
+        let mut products = Vec::new();
+        let plan = Plan {
+            warm_ups: 0,
+            least: args.calls.map_or(LEAST, |n| n as usize),
+            most: args.calls.map_or(usize::MAX, |n| n as usize),
+            seconds: args.seconds,
+        };
+        let whole = plan.times(|| {
+            // In turn, so that both see the same clock speed and the same neighbours.
+            let time = subject.call()?;
+            products.push(alone());
+            Ok(time)
+        })?;
+        let row = Row { warm_ups: FEW_WARM_UPS, peak_rss_mb, ..self.row(Measure::Calls, loaded, batch, guidance) };
+        let mut row = self.finish(row, &whole, None);
+        let bare = Row {
+            name: format!("{} matrix products alone", row.name),
+            measure: "products",
+            dtype: DType::F32.name().into(),
+            warm_ups: 1,
+            load_ms: None,
+            open_ms: None,
+            peak_rss_mb: None,
+            binary_mb: None,
+            ..row.clone()
+        };
+        let bare = self.finish(bare, &products, None);
+        row.ratio_to_products = Some(row.p50_ms / bare.p50_ms);
+        self.rows.extend([row, bare]);
+        Ok(())
     }
 
-    let operations = flops(config) * (batch * schedule.evaluations()) as f64;
-    let row = |name: String, dtype: DType, times: &[Duration]| {
-        let [p50, p90, p99, min] = summary(times);
+    /// Rows of growing batch, as long as there is memory, and of guidance.
+    fn throughput(&mut self, loaded: &Loaded) -> Result<()> {
+        let guidance = self.args.guidance_scale;
+        let mut cases: Vec<(usize, f32)> = self.args.batches.iter().map(|&b| (b as usize, guidance)).collect();
+        if self.weights.config().classes.is_some() && guidance == 1.0 {
+            // Any scale costs the same.
+            cases.insert(0, (1, 3.0));
+        }
+        for (batch, guidance) in cases {
+            let row = match guidance == self.args.guidance_scale {
+                true => loaded.check(batch).and_then(|gate| self.throughput_of(loaded, batch, guidance, gate)),
+                false => self.guided_throughput(loaded, batch, guidance),
+            };
+            match row {
+                Err(e @ Error::OutOfMemory { .. }) => {
+                    report::note(self.args.report.quiet, format!("throughput ends before batch {batch}: {e}"));
+                    break;
+                }
+                row => self.rows.push(row?),
+            }
+        }
+        Ok(())
+    }
+
+    fn guided_throughput(&self, loaded: &Loaded, batch: usize, guidance: f32) -> Result<Row> {
+        let reference = self.reference(loaded.model.dtype, &self.schedule, guidance)?;
+        let gate = reference.map(|r| r.check(&loaded.model, batch)).transpose()?;
+        self.throughput_of(loaded, batch, guidance, gate)
+    }
+
+    fn throughput_of(&self, loaded: &Loaded, batch: usize, guidance: f32, gate: Option<Gate>) -> Result<Row> {
+        let before = system::gpu_state(self.device);
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, None)?;
+        let most = self.args.iterations as usize;
+        let plan = Plan { warm_ups: FEW_WARM_UPS, least: LEAST.min(most), most, seconds: self.args.seconds };
+        let times = plan.times(|| subject.device_time())?;
+        subject.check_images()?;
+        let row = Row { warm_ups: plan.warm_ups, gate, ..self.row(Measure::Throughput, loaded, batch, guidance) };
+        Ok(self.finish(row, &times, before))
+    }
+
+    fn cold(&mut self, loaded: &Loaded) -> Result<()> {
+        let (args, batch, guidance) = (self.args, self.args.batch as usize, self.args.guidance_scale);
+        let (device, dtype) = (self.device.name(), loaded.model.dtype);
+        let model = args.model.to_str().ok_or_else(|| Error::input(&args.model, "cold starts need a path in UTF-8"))?;
+        let mut arguments: Vec<String> = ["bench", "--first-image", "--quiet"].map(String::from).to_vec();
+        arguments.extend([
+            format!("--model={model}"),
+            format!("--device={device}"),
+            format!("--dtype={dtype}"),
+            format!("--steps={}", self.steps),
+            format!("--time={}", self.time.name()),
+            format!("--batch={batch}"),
+            format!("--guidance-scale={guidance}"),
+        ]);
+        arguments.extend(args.threads.map(|t| format!("--threads={t}")));
+        let before = system::gpu_state(self.device);
+        let start = cold::measure(&arguments, args.starts as usize)?;
+        let row = Row {
+            open_ms: Some(start.parts.open_ms),
+            load_ms: Some(start.parts.load_ms),
+            peak_rss_mb: start.parts.peak_rss_mb,
+            // The child's, which this process does not see.
+            device_mb: None,
+            ..self.row(Measure::Cold, loaded, batch, guidance)
+        };
+        self.rows.push(self.finish(row, &start.times, before));
+        Ok(())
+    }
+
+    /// A row without times.
+    fn row(&self, measure: Measure, loaded: &Loaded, batch: usize, guidance: f32) -> Row {
         Row {
-            name,
-            device: device.description(),
-            dtype: dtype.name().into(),
-            threads: match &device {
+            name: self.source.name(),
+            measure: measure.name(),
+            device: self.device.description(),
+            dtype: loaded.model.dtype.name().into(),
+            threads: match self.device {
                 Device::Cpu(cpu) => Some(cpu.threads()),
                 Device::Cuda(_) => None,
             },
             batch,
-            steps,
-            evaluations: schedule.evaluations(),
-            runs: times.len(),
-            p50_ms: p50,
-            p90_ms: p90,
-            p99_ms: p99,
-            min_ms: min,
-            ms_per_evaluation: p50 / schedule.evaluations() as f64,
-            gflops: operations / p50 / 1e6,
+            guidance,
+            steps: self.steps,
+            time: self.time.name(),
+            evaluations: self.schedule.evaluations(),
+            warm_ups: 0,
+            runs: 0,
+            p50_ms: 0.0,
+            p90_ms: 0.0,
+            p99_ms: 0.0,
+            min_ms: 0.0,
+            ms_per_evaluation: 0.0,
+            images_per_s: 0.0,
+            gflops: 0.0,
             ratio_to_products: None,
-            load_ms: None,
+            load_ms: Some(loaded.load_ms),
+            open_ms: Some(self.open_ms),
+            weights_mb: loaded.weights_mb,
+            device_mb: self.device_mb(),
             peak_rss_mb: None,
+            binary_mb: system::binary_mb(),
+            gate: None,
+            gpu_state: None,
         }
-    };
-    let mut rows = vec![Row { load_ms: Some(load_ms), peak_rss_mb, ..row(source.name(), dtype, &whole) }];
-    if on_cpu {
-        let alone = row(format!("{} matrix products alone", source.name()), DType::F32, &products);
-        rows[0].ratio_to_products = Some(rows[0].p50_ms / alone.p50_ms);
-        rows.push(alone);
     }
-    if args.report.json { report::print_json(&rows) } else { report::print(table(&rows)) }
-}
 
-fn table(rows: &[Row]) -> String {
-    let mut lines = vec![format!(
-        "{:<34} {:>5} {:>5} {:>5} {:>9} {:>9} {:>9} {:>9} {:>9} {:>8}",
-        "name", "dtype", "batch", "evals", "p50 ms", "p90 ms", "p99 ms", "min ms", "ms/eval", "GFLOP/s"
-    )];
-    for r in rows {
-        lines.push(format!(
-            "{:<34} {:>5} {:>5} {:>5} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.3} {:>8.1}",
-            r.name,
-            r.dtype,
-            r.batch,
-            r.evaluations,
-            r.p50_ms,
-            r.p90_ms,
-            r.p99_ms,
-            r.min_ms,
-            r.ms_per_evaluation,
-            r.gflops
-        ));
+    /// `row` with its times and the state of the GPU `before` them and now.
+    fn finish(&self, row: Row, times: &[f64], before: Option<serde_json::Value>) -> Row {
+        let passes = if row.guidance == 1.0 { 1 } else { 2 };
+        let operations = flops(self.weights.config()) * (passes * row.batch * self.schedule.evaluations()) as f64;
+        let gpu_state = before.zip(system::gpu_state(self.device)).map(|(before, after)| [before, after]);
+        Row { gpu_state, ..row }.with_times(times, operations)
     }
-    let first = &rows[0];
-    let threads = first.threads.map_or_else(String::new, |t| format!(", {}", report::counted(t, "thread")));
-    lines.push(format!("{}{threads}, {} runs", first.device, first.runs));
-    if let Some(ratio) = first.ratio_to_products {
-        lines.push(format!("{ratio:.2} x the time of the matrix products alone"));
-    }
-    if let (Some(load), Some(memory)) = (first.load_ms, first.peak_rss_mb) {
-        lines.push(format!("weights loaded in {load:.0} ms, peak memory {memory:.0} MB"));
-    }
-    lines.join("\n")
-}
 
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
-}
-
-/// Median, 90th and 99th percentile (nearest rank) and least, in milliseconds.
-fn summary(times: &[Duration]) -> [f64; 4] {
-    let mut sorted: Vec<f64> = times.iter().copied().map(milliseconds).collect();
-    sorted.sort_by(f64::total_cmp);
-    let rank = |p: f64| sorted[((p * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len()) - 1];
-    [rank(0.5), rank(0.9), rank(0.99), sorted[0]]
-}
-
-/// Largest resident memory of this process so far, in 10^6 bytes, where the system tells (Linux).
-fn peak_memory_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024.0 / 1e6)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_nearest_ranks() {
-        let times: Vec<Duration> = (1..=100).rev().map(Duration::from_millis).collect();
-        assert_eq!(summary(&times), [50.0, 90.0, 99.0, 1.0]);
-        assert_eq!(summary(&[Duration::from_millis(7)]), [7.0; 4]);
+    /// Device memory that is allocated now, in 10^6 bytes.
+    fn device_mb(&self) -> Option<f64> {
+        match self.device {
+            Device::Cuda(cuda) => Some(cuda.allocated().0 as f64 / 1e6),
+            Device::Cpu(_) => None,
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The command line as a user meets it: the real binary in an empty folder.
 
+mod bench;
 mod embedded;
 mod gpu;
 mod refusals;

@@ -1,0 +1,174 @@
+//! `arclet bench` as a child process, on the CPU and on the emulated driver at a tiny size. Times mean nothing here:
+//! what is measured, checked, counted and refused does.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::{Desk, Ended, ended, golden_weights};
+
+/// `arclet bench` with the emulated driver and its kernels, or with the machine's own.
+fn command(desk: &Desk, model: &str, flags: &str) -> Command {
+    let mut command = desk.command(&format!("bench --model {} {flags}", golden_weights(model)));
+    if !arclet_emu::real_driver() {
+        std::fs::write(desk.path("kernels"), arclet_emu::manifest("80")).expect("manifest");
+        command.env("ARCLET_KERNEL_MANIFEST", desk.path("kernels")).envs(arclet_emu::env_for_child());
+    }
+    command
+}
+
+/// The flow ViT of 16 tokens.
+const TINY: &str = "a1_flow_vit";
+
+fn run(model: &str, flags: &str) -> Ended {
+    ended(command(&Desk::new(), model, flags).output())
+}
+
+/// The rows that a run printed.
+fn rows(end: &Ended) -> Vec<Value> {
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    serde_json::from_str(&end.stdout).expect("a list of rows")
+}
+
+/// `key` of each row, as compact JSON.
+fn column(rows: &[Value], key: &str) -> Vec<String> {
+    rows.iter().map(|r| r[key].to_string().replace('"', "")).collect()
+}
+
+/// What the documented keys promise, whatever was measured.
+fn check_row(row: &Value) {
+    for key in ["name", "device", "dtype"] {
+        assert!(row[key].as_str().is_some_and(|s| !s.is_empty()), "{key} in {row}");
+    }
+    for key in ["batch", "steps", "evaluations", "runs"] {
+        assert!(row[key].as_u64().is_some_and(|n| n > 0), "{key} in {row}");
+    }
+    let number = |key: &str| row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"));
+    assert!(number("min_ms") > 0.0 && number("gflops") > 0.0, "{row}");
+    assert!(number("min_ms") <= number("p50_ms") && number("p50_ms") <= number("p90_ms"), "{row}");
+    assert!(number("p90_ms") <= number("p99_ms"), "{row}");
+    let per_evaluation = number("p50_ms") / number("evaluations");
+    assert!((number("ms_per_evaluation") / per_evaluation - 1.0).abs() < 1e-9, "{row}");
+    let per_second = number("batch") / number("p50_ms") * 1e3;
+    assert!((number("images_per_s") / per_second - 1.0).abs() < 1e-9, "{row}");
+}
+
+#[test]
+fn bench_measures_everything_on_a_gpu() {
+    let flags = "--device cuda --steps 2 --dtype f32,f16 --warmup 1 --iterations 3 --calls 4 --batches 1,2 --starts 2 \
+                 --seconds 0 --threads 2 --json";
+    let rows = rows(&run(TINY, flags));
+    rows.iter().for_each(check_row);
+    let measures = ["latency", "calls", "throughput", "throughput", "cold"];
+    assert_eq!(column(&rows, "measure"), [measures, measures].concat());
+    assert_eq!(column(&rows, "dtype"), [["f32"; 5], ["f16"; 5]].concat());
+    assert_eq!(column(&rows, "batch")[..5], ["1", "1", "1", "2", "1"]);
+    assert_eq!(column(&rows, "runs")[..5], ["3", "4", "3", "3", "2"]);
+    assert_eq!(column(&rows, "warm_ups")[..5], ["1", "1", "2", "2", "0"]);
+    for row in &rows {
+        assert_eq!(row["evaluations"], 2);
+        let gate = &row["gate"];
+        for what in ["velocity", "image"] {
+            let error = gate[format!("{what}_error")].as_f64().expect("error");
+            // Above zero: the GPU sums in another order than the CPU, or rounds.
+            assert!(0.0 < error && error <= gate[format!("{what}_bound")].as_f64().expect("bound"), "{gate}");
+        }
+        let megabytes = |key: &str| row[key].as_f64().expect("megabytes");
+        assert!(megabytes("binary_mb") > 1.0, "{row}");
+        if row["measure"] != "cold" {
+            assert!(megabytes("device_mb") > megabytes("weights_mb"), "{row}");
+        }
+    }
+    // The weights are counted as they are stored: one matrix type in half the bytes, tables in f32.
+    let weights = |row: &Value| row["weights_mb"].as_f64().expect("weights");
+    let ratio = weights(&rows[0]) / weights(&rows[5]);
+    assert!((1.8..=2.0).contains(&ratio), "f32 takes {ratio} x the memory of f16");
+    let device = |row: &Value| row["device_mb"].as_f64().expect("device memory");
+    assert!(device(&rows[3]) > device(&rows[2]), "a batch of two needs more memory than one");
+    let total = rows[4]["min_ms"].as_f64().expect("time");
+    assert!(rows[4]["open_ms"].as_f64().expect("opened") + rows[4]["load_ms"].as_f64().expect("loaded") <= total * 2.0);
+    assert!(rows[4]["peak_rss_mb"].as_f64().is_none_or(|mb| mb > 1.0));
+}
+
+#[test]
+fn bench_counts_one_evaluation_less_for_the_notebooks_times() {
+    let flags = "--device cuda --measure latency --time notebook --steps 4 --warmup 0 --iterations 1 --threads 2";
+    let end = run(TINY, flags);
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    let table = end.stdout;
+    let columns: Vec<&str> = table.lines().nth(1).expect("a row").split_whitespace().collect();
+    assert_eq!(columns[..6], ["latency", "weights.safetensors", "f16", "1", "1", "3"], "{table}");
+    assert!(
+        table.contains("checked against the CPU in f32") && table.contains("1 runs after 0 warm-up runs"),
+        "{table}"
+    );
+    let refused = run(TINY, "--device cpu --time notebook --steps 1");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("at least 2"), "{}", refused.stderr);
+}
+
+#[test]
+fn bench_guides_models_with_classes() {
+    let flags = "--device cuda --dtype f32 --measure throughput --steps 1 --iterations 1 --batches 1 --seconds 0 \
+                 --threads 2 --json";
+    let rows = rows(&run("a3_nanodit", flags));
+    assert_eq!(column(&rows, "guidance"), ["3.0", "1.0"]);
+    assert_eq!(column(&rows, "batch"), ["1", "1"]);
+    let operations = |row: &Value| row["gflops"].as_f64().expect("gflops") * row["p50_ms"].as_f64().expect("time");
+    assert!((operations(&rows[0]) / operations(&rows[1]) - 2.0).abs() < 1e-9, "guidance is twice the work");
+    assert!(rows[0]["gate"] != rows[1]["gate"], "guided images are compared with guided ones");
+}
+
+#[test]
+fn bench_ends_the_sweep_when_memory_does() {
+    if arclet_emu::real_driver() {
+        return;
+    }
+    let flags = "--device cuda --dtype f16 --measure throughput --steps 1 --iterations 1 --batches 1,4096,2 --seconds 0 \
+                 --threads 2 --json";
+    let desk = Desk::new();
+    let end = ended(command(&desk, TINY, flags).env("ARCLET_EMU_FAULT", "oom=8000000").output());
+    let rows = rows(&end);
+    assert_eq!(column(&rows, "batch"), ["1"]);
+    let said = "throughput ends before batch 4096: out of cuda:0 memory";
+    assert!(end.stderr.contains(said), "{}", end.stderr);
+}
+
+#[test]
+fn bench_runs_without_a_gpu() {
+    let rows = rows(&run(TINY, "--device cpu --measure calls,cold --calls 5 --starts 1 --threads 2 --json"));
+    rows.iter().for_each(check_row);
+    assert_eq!(column(&rows, "measure"), ["calls", "products", "cold"]);
+    assert!(rows[0]["ratio_to_products"].as_f64().is_some_and(|r| r > 0.0));
+    assert!(rows.iter().all(|r| r["gate"].is_null() && r["device_mb"].is_null() && r["threads"] == 2));
+    let refused = run(TINY, "--device cpu --measure latency");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("needs a GPU"), "{}", refused.stderr);
+}
+
+#[test]
+fn bench_follows_another_program() {
+    let desk = Desk::new();
+    let mut child = command(&desk, TINY, "--device cuda --dtype f32 --steps 1 --threads 2 --follow")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("arclet runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+    let mut answer = || -> Value { serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON") };
+    assert_eq!(answer()["ready"]["evaluations"], 1);
+    let mut stdin = child.stdin.take().expect("stdin");
+    for runs in [1, 3] {
+        writeln!(stdin, "{runs}").expect("asked");
+        let times = answer()["times_ms"].as_array().expect("times").clone();
+        assert_eq!(times.len(), runs);
+        assert!(times.iter().all(|t| t.as_f64().is_some_and(|t| t > 0.0)), "{times:?}");
+    }
+    writeln!(stdin, "many").expect("asked");
+    drop(stdin);
+    let end = ended(child.wait_with_output());
+    assert_eq!(end.code, 2);
+    assert!(end.stderr.contains("found \"many\""), "{}", end.stderr);
+}
