@@ -46,7 +46,7 @@ pub enum Residual<'a> {
     Gated(PerImage<'a>),
 }
 
-/// Images per [`super`]: the leading dimension of x; rows per image: the product of the dimensions between.
+/// `images` is the leading dimension of x, `rows` the product of the dimensions between it and the last.
 #[derive(Clone, Copy)]
 struct Geometry {
     images: usize,

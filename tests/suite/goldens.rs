@@ -270,6 +270,29 @@ fn the_whole_loop_is_one_graph() {
     assert_eq!(single.state().unwrap(), first[first.len() / 2..], "image 1 alone and as the second of a batch");
 }
 
+/// The labels of a batch share one table of conditions; an image must not see which others are there.
+#[test]
+fn an_image_does_not_depend_on_its_neighbours_classes() {
+    let golden = Golden::open("b_samplers/nanodit_cfg_io.safetensors");
+    let noise = golden.f32("in.z");
+    for (device, dtype) in [(cpu(), DType::F32), (cuda(), DType::F16)] {
+        let model = load("a3_nanodit", &device, dtype);
+        let image = |noise: &[f32], classes: &[usize], guidance| {
+            let train = TimeConvention::Train;
+            let mut all = trajectory(&model, noise, classes, Solver::Euler, 2, train, guidance, false);
+            all.truncate(256);
+            all
+        };
+        for guidance in [1.0, 2.0] {
+            let alone = image(&noise[..256], &[1], guidance);
+            assert_eq!(alone, image(&noise, &[1, 0], guidance));
+            assert_eq!(alone, image(&noise, &[1, 2], guidance));
+            assert_eq!(alone, image(&noise, &[1, 1], guidance));
+            assert_ne!(alone, image(&noise, &[0, 1], guidance));
+        }
+    }
+}
+
 /// One transformer block at full size: ViT-B/16, 196 tokens of 768 channels.
 #[test]
 fn full_size_block_on_the_gpu() {

@@ -37,15 +37,16 @@ fn embedded_velocity_matches_pytorch() {
     let golden = golden();
     let (shape, noise) = (golden.shape("in.noise"), golden.f32("in.noise"));
     let times: Vec<f64> = golden.f32("in.t").iter().map(|&t| t as f64).collect();
-    let table = model.time_table(&times).unwrap();
+    let labels: Vec<u32> = golden.i64("in.class").iter().map(|&class| class as u32).collect();
+    let conditions = model.conditions(&times, &labels).unwrap();
     let mut acts = model.acts(1).unwrap();
     let mut velocity = Vec::new();
-    for (b, &class) in golden.i64("in.class").iter().enumerate() {
+    for b in 0..labels.len() {
         let image = &noise[b * noise.len() / shape[0]..][..noise.len() / shape[0]];
         let x = Tensor::from_f32(&device, DType::F32, &[1, shape[1], shape[2], shape[3]], image).unwrap();
         let counter = Tensor::from_u32(&device, &[1], &[(b % times.len()) as u32]).unwrap();
-        let labels = Tensor::from_u32(&device, &[1], &[class as u32]).unwrap();
-        let inputs = Inputs { x: &x, times: &table, counter: &counter, labels: &labels };
+        let rows = Tensor::from_u32(&device, &[1], &[b as u32]).unwrap();
+        let inputs = Inputs { x: &x, conditions: &conditions, counter: &counter, rows: &rows };
         device.run(|| model.forward(inputs, &mut acts, &mut |_, _| {})).unwrap();
         velocity.extend(acts.output.to_f32(&device).unwrap());
     }
