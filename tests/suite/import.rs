@@ -136,7 +136,7 @@ fn keys_and_shapes_tell_the_architecture() {
     assert_eq!(dit().sampling_problem(), None);
 
     let odd = Draft::of(&dit()).set("final_layer.linear.weight", &[12, 128], 0.0);
-    odd.refused(&["12 rows", "8 or 4"]);
+    odd.refused(&["12 rows", "4 or 8"]);
     let other = Draft { tensors: BTreeMap::new(), metadata: BTreeMap::new() }.set("conv1.weight", &[3, 3], 0.0);
     other.refused(&["unknown architecture", "conv1.weight", "input_conv", "x_embedder", "patch_embed"]);
     Draft::of(&dit()).set("pos_embed", &[1, 63, 128], 0.0).refused(&["63 patches", "square"]);
