@@ -52,10 +52,10 @@ impl ModelConfig {
     /// One line: the field, what was found, what was expected.
     pub(super) fn overlay(&mut self, given: &Map<String, Value>) -> Result<(), String> {
         let fields = Fields(given);
-        if let Some((field, name)) = fields.text("architecture")?.filter(|_| !is_timm(given)) {
-            if name != self.architecture.name() {
-                return Err(format!("{field} is {name}, but the keys of the weights say {}", self.architecture.name()));
-            }
+        let ours = self.architecture.name();
+        let other = fields.text("architecture")?.filter(|(_, name)| *name != ours && !is_timm(given));
+        if let Some((field, name)) = other {
+            return Err(format!("{field} is {name}, but the keys of the weights say {ours}"));
         }
         compare(image_size(given, self.architecture, self.in_channels)?, self.image_size)?;
         fields.compare(&["patch_size"], self.patch_size)?;
