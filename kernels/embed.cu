@@ -1,28 +1,28 @@
-// Conditioning vectors: time, label, and their addition to token rows.
+// Conditioning vectors: time plus label, the row of the evaluation at hand, and rows added to or taken from token sequences.
 //
-//   time_embed_fwd_<dtype>    "="   y[b] = table[*counter]           y: [batch, dim]; counter: evaluations done;
-//                                   table: [evaluations, dim] f32, sines and cosines computed in f64 on the host
-//   label_embed_fwd_<dtype>   "="   c = silu(time + table[label])    time, c: [batch, dim] (c may be time itself);
-//                                   table: [classes + 1, dim]; labels: [batch]
+//   label_embed_fwd_<dtype>   "="   c[e, l] = silu(time[e] + table[labels[l]])   time: [evaluations, dim]; labels: [labels];
+//                                   table: [classes + 1, dim]; c: [evaluations, labels, dim]
+//   condition_fwd_<dtype>     "="   y[b] = table[*counter, rows[b]]  table: [evaluations, rows_per_step, dim]; y: [batch, dim];
+//                                   counter: evaluations done; rows: [batch], each below rows_per_step
 //   add_rows_fwd_<dtype>      "+="  x[b, t] += v[b]                  x: [batch, tokens, dim]; v: [batch, dim]
-//   prepend_token_fwd_<dtype>: y = first, then x, per image              "="    first: [dim]; x: [batch, tokens, dim]; y: [batch, tokens + 1, dim]
-//   take_token_fwd_<dtype>:   y[b] = x[b, 0]                              "="    x: [batch, tokens, dim]; y: [batch, dim]
+//   prepend_token_fwd_<dtype> "="   y[b] = first, then x[b]          first: [dim]; x: [batch, tokens, dim]; y: [batch, tokens + 1, dim]
+//   take_token_fwd_<dtype>    "="   y[b] = x[b, 0]                   x: [batch, tokens, dim]; y: [batch, dim]
 //
 // Sums and silu are computed in f32 and rounded once.
 //
 // PRECOND: block 256, any 1-D grid (grid-stride loops); one thread per element, in add_rows per 16 bytes where dim is a multiple
-//          of 16 bytes; *counter < evaluations and every label in 0..=classes (the host checks).
+//          of 16 bytes; *counter < evaluations, every label in 0..=classes and every row below rows_per_step (the host checks).
 #include "prelude.cuh"
 
-struct TimeEmbedSpec {
-  int batch, dim;
-};
-SPEC_LAYOUT(TimeEmbedSpec, batch, dim)
-
 struct LabelEmbedSpec {
-  int batch, dim;
+  int evaluations, labels, dim;
 };
-SPEC_LAYOUT(LabelEmbedSpec, batch, dim)
+SPEC_LAYOUT(LabelEmbedSpec, evaluations, labels, dim)
+
+struct ConditionSpec {
+  int batch, rows_per_step, dim;
+};
+SPEC_LAYOUT(ConditionSpec, batch, rows_per_step, dim)
 
 struct AddRowsSpec {
   int batch, tokens, dim;
@@ -32,21 +32,23 @@ SPEC_LAYOUT(AddRowsSpec, batch, tokens, dim)
 namespace {
 
 template <class T>
-__device__ __forceinline__ void time_embed(const float* __restrict__ table, const unsigned* __restrict__ counter,
-                                           T* __restrict__ y, const TimeEmbedSpec& s) {
-  const float* row = table + static_cast<size_t>(*counter) * s.dim;
-  const size_t n = static_cast<size_t>(s.batch) * s.dim;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = dev::from_f32<T>(row[i % s.dim]);
+__device__ __forceinline__ void label_embed(const T* __restrict__ time, const T* __restrict__ table,
+                                            const unsigned* __restrict__ labels, T* __restrict__ c, const LabelEmbedSpec& s) {
+  const size_t n = static_cast<size_t>(s.evaluations) * s.labels * s.dim;
+  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
+    const size_t row = i / s.dim, col = i % s.dim;
+    const float t = dev::to_f32(time[row / s.labels * s.dim + col]);
+    c[i] = dev::from_f32<T>(dev::silu(t + dev::to_f32(table[static_cast<size_t>(labels[row % s.labels]) * s.dim + col])));
+  }
 }
 
 template <class T>
-__device__ __forceinline__ void label_embed(const T* time, const T* __restrict__ table, const int* __restrict__ labels, T* c,
-                                            const LabelEmbedSpec& s) {
+__device__ __forceinline__ void condition(const T* __restrict__ table, const unsigned* __restrict__ counter,
+                                          const unsigned* __restrict__ rows, T* __restrict__ y, const ConditionSpec& s) {
+  const T* step = table + static_cast<size_t>(*counter) * s.rows_per_step * s.dim;
   const size_t n = static_cast<size_t>(s.batch) * s.dim;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
-    const size_t row = static_cast<size_t>(labels[i / s.dim]) * s.dim;
-    c[i] = dev::from_f32<T>(dev::silu(dev::to_f32(time[i]) + dev::to_f32(table[row + i % s.dim])));
-  }
+  for (size_t i = dev::first_index(); i < n; i += dev::index_stride())
+    y[i] = step[static_cast<size_t>(rows[i / s.dim]) * s.dim + i % s.dim];
 }
 
 template <class T> __device__ __forceinline__ void add_rows(T* __restrict__ x, const T* __restrict__ v, const AddRowsSpec& s) {
@@ -87,12 +89,16 @@ __device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restric
 }  // namespace
 
 #define EMBED_EXPORTS(T, dtype)                                                                                        \
-  KERNEL(__launch_bounds__(256) time_embed_fwd_##dtype)                                                                \
-  (const float* table, const unsigned* counter, T* y, TimeEmbedSpec s) { time_embed<T>(table, counter, y, s); }        \
-  KERNEL_EXPORT(time_embed_fwd_##dtype)                                                                                \
   KERNEL(__launch_bounds__(256) label_embed_fwd_##dtype)                                                               \
-  (const T* time, const T* table, const int* labels, T* c, LabelEmbedSpec s) { label_embed<T>(time, table, labels, c, s); } \
+  (const T* time, const T* table, const unsigned* labels, T* c, LabelEmbedSpec s) {                                     \
+    label_embed<T>(time, table, labels, c, s);                                                                         \
+  }                                                                                                                    \
   KERNEL_EXPORT(label_embed_fwd_##dtype)                                                                               \
+  KERNEL(__launch_bounds__(256) condition_fwd_##dtype)                                                                 \
+  (const T* table, const unsigned* counter, const unsigned* rows, T* y, ConditionSpec s) {                             \
+    condition<T>(table, counter, rows, y, s);                                                                          \
+  }                                                                                                                    \
+  KERNEL_EXPORT(condition_fwd_##dtype)                                                                                 \
   KERNEL(__launch_bounds__(256) add_rows_fwd_##dtype)(T* x, const T* v, AddRowsSpec s) { add_rows<T>(x, v, s); }        \
   KERNEL_EXPORT(add_rows_fwd_##dtype)                                                                                   \
   KERNEL(__launch_bounds__(256) prepend_token_fwd_##dtype)                                                             \

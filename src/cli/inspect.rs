@@ -73,10 +73,15 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
 }
 
-/// Parameters that training changes: all but DiT's fixed table of positions.
-pub fn parameters(config: &ModelConfig) -> usize {
-    let fixed = |name: &str| config.architecture == Architecture::Dit && name == "pos_embed";
-    specs(config).iter().filter(|s| !fixed(&s.name)).map(|s| s.shape.iter().product::<usize>()).sum()
+/// Parameters that training changes: neither DiT's fixed table of positions, nor the position of the class token that
+/// the flow ViT does without.
+fn parameters(config: &ModelConfig) -> usize {
+    let all = specs(config).into_iter().map(|s| match (config.architecture, s.name.as_str()) {
+        (Architecture::Dit, "pos_embed") => 0,
+        (Architecture::FlowVit, "pretrained_vit.pos_embed") => config.tokens() * config.hidden_size,
+        _ => s.shape.iter().product(),
+    });
+    all.sum()
 }
 
 fn describe_file(name: &str, checkpoint: &Checkpoint) -> Value {

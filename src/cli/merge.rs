@@ -56,8 +56,7 @@ pub fn run(args: &MergeArgs) -> Result<()> {
     }
     let whole = writer.finish(whole)?;
     if args.report.json {
-        let files = json!({ "data": target.data, "recipe": target.recipe, "preview": target.preview });
-        report::print_json(&json!({ "files": files, "shards": shards.len(), "recipe": whole }))?;
+        report::print_json(&json!({ "files": target, "shards": shards.len(), "recipe": whole }))?;
     }
     let images = report::counted(whole.n as usize, "image");
     report::note(args.report.quiet, format!("{images} of {} shards: {}", shards.len(), target.data.display()));
@@ -120,11 +119,8 @@ fn ordered(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Recipe)>> {
     let missing: Vec<String> = absent.take(20).map(|i| format!("{i}/{count}")).collect();
     if !missing.is_empty() {
         let lacking = count - found.len() as u64;
-        let things = if lacking == 1 { "shard is" } else { "shards are" };
-        return Err(Error::input(
-            &paths[0],
-            format!("{lacking} of the {count} {things} missing: {}", missing.join(", ")),
-        ));
+        let which = missing.join(", ");
+        return Err(Error::input(&paths[0], format!("{lacking} of the {count} shards of this run missing: {which}")));
     }
     Ok(found.into_iter().map(|(_, path, recipe)| (path, recipe)).collect())
 }

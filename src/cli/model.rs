@@ -75,7 +75,7 @@ impl Source {
                     let unused = report::counted(import.unused.len(), "key");
                     report::note(quiet, format!("{name}: {unused} unused: {}", import.unused.join(", ")));
                 }
-                Ok(Weights::Import(import))
+                Ok(Weights::Import(Box::new(import)))
             }
             Self::Hash(hash) => Ok(Weights::Hash(hash)),
         }
@@ -97,7 +97,7 @@ impl Source {
 /// Weights of a known architecture.
 pub enum Weights<'a> {
     /// Of a checkpoint.
-    Import(Import<'a>),
+    Import(Box<Import<'a>>),
     /// Made up.
     Hash(&'a HashWeights),
 }
@@ -114,7 +114,7 @@ impl Weights<'_> {
     /// The numbers.
     pub fn source(&self) -> &dyn WeightSource {
         match self {
-            Self::Import(import) => import,
+            Self::Import(import) => &**import,
             Self::Hash(hash) => *hash,
         }
     }

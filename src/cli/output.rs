@@ -10,6 +10,8 @@ use arclet::io::{
     write_safetensors,
 };
 
+use serde::Serialize;
+
 use super::options::Shard;
 use super::recipe::Recipe;
 use super::report;
@@ -34,7 +36,7 @@ enum Format {
 }
 
 /// Where the files of a run go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Target {
     /// The array.
     pub data: PathBuf,
@@ -42,6 +44,7 @@ pub struct Target {
     pub recipe: PathBuf,
     /// The preview.
     pub preview: PathBuf,
+    #[serde(skip)]
     format: Format,
 }
 

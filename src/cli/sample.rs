@@ -139,9 +139,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         }
     }
 
-    let names = |c: &Classes| {
-        (0..drawn as u64).filter_map(|i| job.class(range.start + i)).map(|i| c.names[i].clone()).collect()
-    };
+    let drawn_classes = (range.start..range.start + drawn as u64).filter_map(|i| job.class(i));
+    let names = |c: &Classes| drawn_classes.map(|i| c.names[i].clone()).collect();
     let recipe = Recipe {
         format: FORMAT.into(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -175,9 +174,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let recipe = writer.finish(recipe)?;
     let seconds = start.elapsed().as_secs_f64();
     if args.report.json {
-        let files = json!({ "data": target.data, "recipe": target.recipe, "preview": target.preview });
         report::print_json(&json!({
-            "files": files, "seconds": seconds, "load_seconds": load_seconds, "recipe": recipe,
+            "files": target, "seconds": seconds, "load_seconds": load_seconds, "recipe": recipe,
         }))?;
     }
     if drawn < images {

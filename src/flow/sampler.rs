@@ -3,7 +3,7 @@
 use super::schedule::Schedule;
 use crate::device::Graph;
 use crate::error::{Error, Result};
-use crate::models::{Acts, Inputs, Model};
+use crate::models::{Acts, Conditions, Inputs, Model};
 use crate::nn::no_tap;
 use crate::ops::noise::normal;
 use crate::ops::solver::{SolverOptions, SolverState, advance, solver_state, solver_step, step_table};
@@ -21,17 +21,21 @@ pub struct SamplerOptions {
 /// Draws batches of images from one model along one schedule. Buffers are allocated once; on a GPU the whole loop is
 /// one graph, recorded when the sampler is made.
 pub struct Sampler<'m> {
+    // Before the buffers that it reads, so that it goes first.
+    graph: Option<Graph>,
     model: &'m Model,
     batch: usize,
-    evaluations: usize,
+    times: Vec<f64>,
     options: SolverOptions,
     state: SolverState,
     acts: Acts,
-    times: Tensor,
     steps: Tensor,
     counter: Tensor,
-    labels: Tensor,
-    graph: Option<Graph>,
+    /// The different labels of the last run, the one of "no class" first when guided, and what follows from them.
+    labels: Vec<u32>,
+    conditions: Conditions,
+    /// Which of `labels` each image of the model's batch has.
+    rows: Tensor,
 }
 
 impl<'m> Sampler<'m> {
@@ -60,19 +64,22 @@ impl<'m> Sampler<'m> {
         // Guidance runs the conditional and the unconditional model as one batch of twice the size.
         let model_batch = if guided { 2 * batch } else { batch };
         let shape = [batch, config.in_channels, config.image_size, config.image_size];
+        // As many as one batch can differ in; a run with fewer repeats one.
+        let labels = vec![0u32; config.label_rows().min(if guided { batch + 1 } else { batch })];
         let mut sampler = Self {
             batch,
-            evaluations: schedule.evaluations(),
             options: SolverOptions {
                 guidance: guided.then_some(options.guidance),
                 clamp: options.clamp.then_some(config.value_range),
             },
             state: solver_state(device, model.dtype, &shape)?,
             acts: model.acts(model_batch)?,
-            times: model.time_table(&schedule.times)?,
             steps: step_table(device, &schedule.steps)?,
             counter: Tensor::from_u32(device, &[1], &[0])?,
-            labels: Tensor::from_u32(device, &[model_batch], &vec![0; model_batch])?,
+            conditions: model.conditions(&schedule.times, &labels)?,
+            labels,
+            rows: Tensor::from_u32(device, &[model_batch], &vec![0; model_batch])?,
+            times: schedule.times.clone(),
             graph: None,
             model,
         };
@@ -80,7 +87,7 @@ impl<'m> Sampler<'m> {
             // Recording must not load code, so every kernel runs once before it, on a state that is all zeros.
             sampler.trajectory(1)?;
             device.synchronize()?;
-            sampler.graph = device.capture(|| sampler.trajectory(sampler.evaluations))?;
+            sampler.graph = device.capture(|| sampler.trajectory(sampler.times.len()))?;
         }
         Ok(sampler)
     }
@@ -131,7 +138,8 @@ impl<'m> Sampler<'m> {
         self.model.device.synchronize()
     }
 
-    /// The part of [`Self::run`] that copies from the host: the classes, and which step is the first.
+    /// The part of [`Self::run`] that copies from the host: the classes and what follows from them and the times alone,
+    /// and which step is the first.
     ///
     /// # Errors
     /// [`Error::Usage`] if there is not one class per image or the model lacks it; the device's errors.
@@ -148,7 +156,7 @@ impl<'m> Sampler<'m> {
         let model = self.model;
         model.device.run(|| match &self.graph {
             Some(graph) => graph.launch(),
-            None => self.trajectory(self.evaluations),
+            None => self.trajectory(self.times.len()),
         })
     }
 
@@ -163,12 +171,28 @@ impl<'m> Sampler<'m> {
         if classes.len() != self.batch {
             return Err(Error::usage(format!("{} classes given for {} images", classes.len(), self.batch)));
         }
-        if let Some(class) = classes.iter().find(|&&c| c > known.null) {
+        if let Some(class) = classes.iter().find(|&&c| c >= known.names.len()) {
             return Err(Error::usage(format!("class {class} is unknown, 0 to {} expected", known.names.len() - 1)));
         }
-        let mut labels: Vec<u32> = classes.iter().map(|&c| c as u32).collect();
-        labels.resize(self.labels.len(), known.null as u32);
-        self.labels.write_u32(&self.model.device, &labels)
+        // "No class" is the first label of a guided run, and the label of the second half of its batch.
+        let mut labels: Vec<u32> = self.options.guidance.map(|_| known.null as u32).into_iter().collect();
+        let mut rows: Vec<u32> = Vec::with_capacity(self.rows.len());
+        for &class in classes {
+            let row = labels.iter().position(|&l| l as usize == class).unwrap_or_else(|| {
+                labels.push(class as u32);
+                labels.len() - 1
+            });
+            rows.push(row as u32);
+        }
+        rows.resize(self.rows.len(), 0);
+        labels.resize(self.labels.len(), labels[0]);
+        if labels != self.labels {
+            // Left as they are if this fails, the old labels would stand for a half-written table.
+            self.labels.fill(u32::MAX);
+            self.model.fill_conditions(&self.times, &labels, &mut self.conditions)?;
+            self.labels = labels;
+        }
+        self.rows.write_u32(&self.model.device, &rows)
     }
 
     fn trajectory(&mut self, evaluations: usize) -> Result<()> {
@@ -183,7 +207,8 @@ impl<'m> Sampler<'m> {
     }
 
     fn evaluate(&mut self) -> Result<()> {
-        let inputs = Inputs { x: &self.state.x, times: &self.times, counter: &self.counter, labels: &self.labels };
+        let inputs =
+            Inputs { x: &self.state.x, conditions: &self.conditions, counter: &self.counter, rows: &self.rows };
         self.model.forward(inputs, &mut self.acts, &mut no_tap)
     }
 }

@@ -3,7 +3,7 @@
 
 use super::Inputs;
 use super::config::ModelConfig;
-use super::vit::{BlockActs, workspace_dtype};
+use super::vit::BlockActs;
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;
@@ -11,11 +11,11 @@ use crate::nn::attention::SelfAttention;
 use crate::nn::linear::Linear;
 use crate::nn::mlp::Mlp;
 use crate::nn::params::{Loader, ParamSpec, linear_specs};
-use crate::nn::time::{TimeActs, TimeMlp};
+use crate::nn::time::TimeMlp;
 use crate::ops::PerImage;
 use crate::ops::embed::label_embedding;
 use crate::ops::layernorm::{Affine, layernorm};
-use crate::ops::linear::{Activation, Residual};
+use crate::ops::linear::{Activation, Residual, workspace_dtype};
 use crate::ops::patch::{patchify, unpatchify};
 use crate::tensor::{DType, Tensor};
 
@@ -43,7 +43,6 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
 struct Block {
     attn: SelfAttention,
     mlp: Mlp,
-    modulation: Linear,
 }
 
 /// Weights on a device.
@@ -54,7 +53,8 @@ pub struct Dit {
     labels: Tensor,
     blocks: Vec<Block>,
     final_linear: Linear,
-    final_modulation: Linear,
+    /// The adaLN layers of all blocks and of the last layer, as one product: [(6 depth + 2) D, D].
+    modulation: Linear,
 }
 
 /// Activations of one batch.
@@ -62,13 +62,9 @@ pub struct DitActs {
     patches: Tensor,
     x: Tensor,
     block: BlockActs,
-    time: TimeActs,
-    /// silu(time + label), [B, D].
-    c: Tensor,
-    /// Shift, scale and gate of attention, then of the MLP, [B, 6 D].
+    /// Of each block: shift, scale and gate of attention, then of the MLP; shift and scale of the last norm.
+    /// [B, (6 depth + 2) D].
     modulation: Tensor,
-    /// Shift and scale of the last norm, [B, 2 D].
-    final_modulation: Tensor,
     out: Tensor,
     workspace: Tensor,
 }
@@ -88,42 +84,58 @@ impl Dit {
                     Ok(Block {
                         attn: SelfAttention::load(&loader.at("attn"), d, config.num_heads)?,
                         mlp: Mlp::load(&loader.at("mlp"), d, config.mlp_hidden, config.activation())?,
-                        modulation: Linear::load(&loader.at("adaLN_modulation.1"), 6 * d, d)?,
                     })
                 })
                 .collect::<Result<_>>()?,
             final_linear: Linear::load(&loader.at("final_layer.linear"), p * p * config.out_channels, d)?,
-            final_modulation: Linear::load(&loader.at("final_layer.adaLN_modulation.1"), 2 * d, d)?,
+            modulation: load_modulation(config, loader)?,
         })
+    }
+
+    /// S: elements of one row of conditions.
+    pub fn condition_len(&self) -> usize {
+        self.modulation.weight.dim(0)
+    }
+
+    /// table [E L, S] = what differs from evaluation to evaluation and from label to label: the modulation of every layer.
+    pub fn conditions(
+        &self,
+        config: &ModelConfig,
+        device: &Device,
+        times: &[f64],
+        labels: &[u32],
+        table: &mut Tensor,
+    ) -> Result<()> {
+        let (dtype, d, rows) = (table.dtype(), config.hidden_size, times.len() * labels.len());
+        let mut time = Tensor::zeros(device, dtype, &[times.len(), d])?;
+        self.time.embed(device, &config.time, times, &mut time)?;
+        let labels = Tensor::from_u32(device, &[labels.len()], labels)?;
+        let mut c = Tensor::zeros(device, dtype, &[rows, d])?;
+        label_embedding(device, &time, &self.labels, &labels, &mut c)?;
+        let mut workspace = self.modulation.workspace(device, dtype, rows, 1)?;
+        self.modulation.forward(device, &c, Activation::None, Residual::None, table, &mut workspace)
     }
 
     /// Buffers for `batch` images.
     pub fn acts(&self, config: &ModelConfig, device: &Device, dtype: DType, batch: usize) -> Result<DitActs> {
         let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
         let per_token = |n| Tensor::zeros(device, dtype, &[batch, tokens, n]);
-        let per_image = |n| Tensor::zeros(device, dtype, &[batch, n]);
-        let token_layers = (self.blocks.iter())
+        let workspace = (self.blocks.iter())
             .flat_map(|b| [&b.attn.qkv, &b.attn.proj, &b.mlp.fc1, &b.mlp.fc2])
             .chain([&self.patch_embed, &self.final_linear])
-            .map(|l| l.workspace_len(device, batch, tokens));
-        let image_layers = (self.blocks.iter().map(|b| &b.modulation))
-            .chain([&self.final_modulation])
-            .map(|l| l.workspace_len(device, batch, 1));
-        let workspace = token_layers.chain(image_layers).chain([self.time.workspace_len(device, batch)]).max();
+            .map(|l| l.workspace_len(device, batch, tokens))
+            .max();
         Ok(DitActs {
             patches: per_token(config.in_channels * p * p)?,
             x: per_token(d)?,
             block: BlockActs::new(config, device, dtype, batch, tokens)?,
-            time: TimeActs::new(device, dtype, batch, config.time.dim, d)?,
-            c: per_image(d)?,
-            modulation: per_image(6 * d)?,
-            final_modulation: per_image(2 * d)?,
+            modulation: Tensor::zeros(device, dtype, &[batch, self.modulation.weight.dim(0)])?,
             out: per_token(p * p * config.out_channels)?,
             workspace: Tensor::zeros(device, workspace_dtype(dtype), &[workspace.unwrap_or(0)])?,
         })
     }
 
-    /// output [B, C, H, W]; `tap` sees `tokens_plus_pos`, `t_emb`, `block<i>.adaLN`, `block<i>`, `final`.
+    /// output [B, C, H, W]; `tap` sees `tokens_plus_pos`, `block<i>`, `final`.
     pub fn forward(
         &self,
         config: &ModelConfig,
@@ -133,19 +145,16 @@ impl Dit {
         output: &mut Tensor,
         tap: Tap,
     ) -> Result<()> {
-        let DitActs { patches, x, block, time, c, modulation, final_modulation, out, workspace } = acts;
+        let DitActs { patches, x, block, modulation, out, workspace } = acts;
         let (d, eps) = (config.hidden_size, config.norm_eps);
         patchify(device, inputs.x, config.patch_size, patches)?;
         let positions = Residual::Rows(&self.positions);
         self.patch_embed.forward(device, patches, Activation::None, positions, x, workspace)?;
         tap("tokens_plus_pos", x);
-        self.time.forward(device, inputs.times, inputs.counter, time, workspace)?;
-        tap("t_emb", &time.out);
-        label_embedding(device, &time.out, &self.labels, inputs.labels, c)?;
+        inputs.conditions.select(device, inputs, modulation)?;
+        let modulation = &*modulation;
         for (i, layer) in self.blocks.iter().enumerate() {
-            layer.modulation.forward(device, c, Activation::None, Residual::None, modulation, workspace)?;
-            tap(&format!("block{i}.adaLN"), modulation);
-            let part = |i: usize| PerImage { tensor: &*modulation, offset: i * d };
+            let part = |j: usize| PerImage { tensor: modulation, offset: (6 * i + j) * d };
             let affine = Affine::Modulated { shift: part(0), scale: part(1) };
             layernorm(device, x, affine, eps, &mut block.h)?;
             layer.attn.forward(device, &mut block.h, &mut block.qkv, Residual::Gated(part(2)), x, workspace)?;
@@ -154,12 +163,25 @@ impl Dit {
             layer.mlp.forward(device, &block.h, &mut block.hidden, Residual::Gated(part(5)), x, workspace)?;
             tap(&format!("block{i}"), x);
         }
-        self.final_modulation.forward(device, c, Activation::None, Residual::None, final_modulation, workspace)?;
-        let part = |i: usize| PerImage { tensor: &*final_modulation, offset: i * d };
+        let part = |j: usize| PerImage { tensor: modulation, offset: (6 * config.depth + j) * d };
         let affine = Affine::Modulated { shift: part(0), scale: part(1) };
         layernorm(device, x, affine, eps, &mut block.h)?;
         self.final_linear.forward(device, &block.h, Activation::None, Residual::None, out, workspace)?;
         tap("final", out);
         unpatchify(device, out, config.patch_size, output)
     }
+}
+
+/// All adaLN layers, their rows one behind the other.
+fn load_modulation(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
+    let d = config.hidden_size;
+    let blocks = (0..config.depth).map(|i| loader.at(format!("blocks.{i}")));
+    let (mut weight, mut bias) = (Vec::new(), Vec::new());
+    for layer in blocks.chain([loader.at("final_layer")]) {
+        let layer = layer.at("adaLN_modulation.1");
+        weight.extend(layer.read("weight")?);
+        bias.extend(layer.read("bias")?);
+    }
+    let rows = (6 * config.depth + 2) * d;
+    Ok(Linear { weight: loader.given(&[rows, d], &weight)?, bias: loader.given(&[rows], &bias)? })
 }

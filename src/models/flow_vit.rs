@@ -3,15 +3,15 @@
 
 use super::Inputs;
 use super::config::ModelConfig;
-use super::vit::{Block, BlockActs, workspace_dtype};
+use super::vit::{Block, BlockActs};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;
 use crate::nn::linear::Linear;
 use crate::nn::params::{Loader, ParamSpec, linear_specs};
-use crate::nn::time::{TimeActs, TimeMlp};
+use crate::nn::time::TimeMlp;
 use crate::ops::embed::add_rows;
-use crate::ops::linear::{Activation, Residual};
+use crate::ops::linear::{Activation, Residual, workspace_dtype};
 use crate::ops::patch::{patchify, unpatchify};
 use crate::tensor::{DType, Tensor};
 
@@ -51,7 +51,8 @@ pub struct FlowVitActs {
     patches: Tensor,
     x: Tensor,
     block: BlockActs,
-    time: TimeActs,
+    /// Time embedding of the evaluation at hand, [B, D].
+    time: Tensor,
     out: Tensor,
     workspace: Tensor,
 }
@@ -77,6 +78,11 @@ impl FlowVit {
         })
     }
 
+    /// table [E, D] = what differs from evaluation to evaluation: the time embeddings.
+    pub fn conditions(&self, config: &ModelConfig, device: &Device, times: &[f64], table: &mut Tensor) -> Result<()> {
+        self.time.embed(device, &config.time, times, table)
+    }
+
     /// Buffers for `batch` images.
     pub fn acts(&self, config: &ModelConfig, device: &Device, dtype: DType, batch: usize) -> Result<FlowVitActs> {
         let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
@@ -84,19 +90,18 @@ impl FlowVit {
         let linears = [&self.patch_embed, &self.output[0], &self.output[1]];
         let workspace = (self.blocks.iter().map(|b| b.workspace_len(device, batch, tokens)))
             .chain(linears.map(|l| l.workspace_len(device, batch, tokens)))
-            .chain([self.time.workspace_len(device, batch)])
             .max();
         Ok(FlowVitActs {
             patches: zeros(config.in_channels * p * p)?,
             x: zeros(d)?,
             block: BlockActs::new(config, device, dtype, batch, tokens)?,
-            time: TimeActs::new(device, dtype, batch, config.time.dim, d)?,
+            time: Tensor::zeros(device, dtype, &[batch, d])?,
             out: zeros(p * p * config.out_channels)?,
             workspace: Tensor::zeros(device, workspace_dtype(dtype), &[workspace.unwrap_or(0)])?,
         })
     }
 
-    /// output [B, C, H, W] = velocity; `tap` sees `tokens_plus_pos`, `block<i>` and its parts, `t_emb`.
+    /// output [B, C, H, W] = velocity; `tap` sees `tokens_plus_pos`, `block<i>` and its parts.
     pub fn forward(
         &self,
         config: &ModelConfig,
@@ -114,9 +119,8 @@ impl FlowVit {
         for (i, layer) in self.blocks.iter().enumerate() {
             layer.forward(device, &format!("block{i}"), x, block, workspace, tap)?;
         }
-        self.time.forward(device, inputs.times, inputs.counter, time, workspace)?;
-        tap("t_emb", &time.out);
-        add_rows(device, x, &time.out)?;
+        inputs.conditions.select(device, inputs, time)?;
+        add_rows(device, x, time)?;
         let [first, last] = &self.output;
         first.forward(device, x, Activation::Silu, Residual::None, &mut block.h, workspace)?;
         last.forward(device, &block.h, Activation::None, Residual::None, out, workspace)?;

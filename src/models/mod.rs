@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Tap;
 use crate::nn::params::{Loader, ParamSpec, WeightSource};
-use crate::nn::time::sinusoid_table;
+use crate::ops::embed::condition;
 use crate::tensor::{DType, Tensor};
 use config::{Architecture, ModelConfig};
 
@@ -61,12 +61,32 @@ enum NetworkActs {
 pub struct Inputs<'a> {
     /// Images [X, C, H, W] in f32 (f64 for an f64 model); image b of the batch is x[b mod X].
     pub x: &'a Tensor,
-    /// Sinusoids of the times of all evaluations, from [`Model::time_table`].
-    pub times: &'a Tensor,
-    /// Which row of `times` this evaluation takes, `[1]`.
+    /// What depends on time and label alone, for all evaluations: [`Model::conditions`].
+    pub conditions: &'a Conditions,
+    /// Which evaluation this is, `[1]`.
     pub counter: &'a Tensor,
-    /// Class per image `[B]`; read by conditional models only.
-    pub labels: &'a Tensor,
+    /// Which of the labels of `conditions` each image has, `[B]`; zeros for an unconditional model.
+    pub rows: &'a Tensor,
+}
+
+/// Everything that depends on time and label alone, computed once for all evaluations of a run.
+pub struct Conditions {
+    /// [E L, S]: row e L + l belongs to evaluation e and label l.
+    table: Tensor,
+    /// L: 1 for an unconditional model.
+    labels: usize,
+}
+
+impl Conditions {
+    /// y [B, S] = the rows of the evaluation at hand.
+    fn select(&self, device: &Device, inputs: Inputs, y: &mut Tensor) -> Result<()> {
+        condition(device, &self.table, self.labels, inputs.counter, inputs.rows, y)
+    }
+
+    /// The table, [E L, S].
+    pub fn table(&self) -> &Tensor {
+        &self.table
+    }
 }
 
 impl Model {
@@ -101,12 +121,33 @@ impl Model {
         Ok(Acts { network, output })
     }
 
-    /// Sinusoids for evaluations at `times`.
+    /// The conditions of evaluations at `times` for images of these `labels` (ignored by an unconditional model).
+    ///
+    /// PRECOND: labels are below [`ModelConfig::label_rows`].
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn time_table(&self, times: &[f64]) -> Result<Tensor> {
-        sinusoid_table(&self.device, self.dtype, &self.config.time, times)
+    pub fn conditions(&self, times: &[f64], labels: &[u32]) -> Result<Conditions> {
+        let (labels, width) = match &self.network {
+            Network::FlowVit(_) => (&[0][..], self.config.hidden_size),
+            Network::Dit(m) => (labels, m.condition_len()),
+        };
+        let table = Tensor::zeros(&self.device, self.dtype, &[times.len() * labels.len(), width])?;
+        let mut conditions = Conditions { table, labels: labels.len() };
+        self.fill_conditions(times, labels, &mut conditions)?;
+        Ok(conditions)
+    }
+
+    /// The same for other times or labels, as many as before, in the same memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]: intermediate results are allocated.
+    pub fn fill_conditions(&self, times: &[f64], labels: &[u32], conditions: &mut Conditions) -> Result<()> {
+        let (config, device, table) = (&self.config, &self.device, &mut conditions.table);
+        device.run(|| match &self.network {
+            Network::FlowVit(m) => m.conditions(config, device, times, table),
+            Network::Dit(m) => m.conditions(config, device, times, labels, table),
+        })
     }
 
     /// `acts.output` = model(x, t, labels). Allocates nothing and never synchronises.

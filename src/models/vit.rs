@@ -11,7 +11,7 @@ use crate::nn::mlp::Mlp;
 use crate::nn::norm::LayerNorm;
 use crate::nn::params::{Loader, ParamSpec, WeightSource, linear_specs};
 use crate::ops::embed::{prepend_token, take_token};
-use crate::ops::linear::{Activation, Residual};
+use crate::ops::linear::{Activation, Residual, workspace_dtype};
 use crate::ops::patch::patchify;
 use crate::tensor::{DType, Tensor};
 
@@ -185,9 +185,4 @@ impl Vit {
         self.head.forward(device, &top, Activation::None, Residual::None, &mut logits, &mut workspace)?;
         Ok(logits)
     }
-}
-
-/// Element type of the workspace of linear layers: f32 sums, f64 in an f64 model.
-pub(super) fn workspace_dtype(model: DType) -> DType {
-    if model == DType::F64 { DType::F64 } else { DType::F32 }
 }

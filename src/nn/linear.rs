@@ -3,8 +3,8 @@
 use super::params::Loader;
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::linear::{Activation, Residual, linear, workspace_len};
-use crate::tensor::Tensor;
+use crate::ops::linear::{Activation, Residual, linear, workspace_dtype, workspace_len};
+use crate::tensor::{DType, Tensor};
 
 /// y = x weight^T + bias, with the activation and residual that follow.
 pub struct Linear {
@@ -31,6 +31,11 @@ impl Linear {
         workspace: &mut Tensor,
     ) -> Result<()> {
         linear(device, x, &self.weight, Some(&self.bias), act, residual, y, workspace)
+    }
+
+    /// A workspace of its own for inputs of `images` times `rows` rows.
+    pub fn workspace(&self, device: &Device, dtype: DType, images: usize, rows: usize) -> Result<Tensor> {
+        Tensor::zeros(device, workspace_dtype(dtype), &[self.workspace_len(device, images, rows)])
     }
 
     /// Elements of workspace for inputs of `images` times `rows` rows.

@@ -69,7 +69,12 @@ impl<'a> Loader<'a> {
 
     /// Parameter `name` on the device, its elements read as `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        Tensor::from_f32(self.device, self.dtype, shape, &self.read(name)?)
+        self.given(shape, &self.read(name)?)
+    }
+
+    /// Elements read on the host before, put on the device.
+    pub fn given(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
+        Tensor::from_f32(self.device, self.dtype, shape, values)
     }
 
     /// Elements computed on the host, put on the device.

@@ -1,4 +1,5 @@
-//! Time and label embeddings, and rows added to or taken from token sequences.
+//! Time and label embeddings for all evaluations at once, the rows of the evaluation at hand, and rows added to or taken
+//! from token sequences.
 
 use super::linear::silu;
 use super::{SpecLayout, expect_shape, launch_elementwise, round, shape_error, spec, to_i32, with_real};
@@ -7,18 +8,18 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 spec! {
-    /// Geometry of `time_embed_fwd_*`.
-    TimeEmbedSpec { batch: i32, dim: i32 }
+    /// Geometry of `label_embed_fwd_*`.
+    LabelEmbedSpec { evaluations: i32, labels: i32, dim: i32 }
 }
 spec! {
-    /// Geometry of `label_embed_fwd_*`.
-    LabelEmbedSpec { batch: i32, dim: i32 }
+    /// Geometry of `condition_fwd_*`.
+    ConditionSpec { batch: i32, rows_per_step: i32, dim: i32 }
 }
 spec! {
     /// Geometry of `add_rows_fwd_*`, `prepend_token_fwd_*` and `take_token_fwd_*`.
     AddRowsSpec { batch: i32, tokens: i32, dim: i32 }
 }
-pub(super) const LAYOUTS: [SpecLayout; 3] = [TimeEmbedSpec::LAYOUT, LabelEmbedSpec::LAYOUT, AddRowsSpec::LAYOUT];
+pub(super) const LAYOUTS: [SpecLayout; 3] = [LabelEmbedSpec::LAYOUT, ConditionSpec::LAYOUT, AddRowsSpec::LAYOUT];
 
 /// How a model turns a time into a vector of sines and cosines (Vaswani et al., arXiv 1706.03762).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,42 +50,14 @@ impl Sinusoid {
     }
 }
 
-/// y [B, D] = row `counter` of the table [E, D] of time embeddings, for every image. The counter `[1]` is on the device,
-/// so that captured work follows it.
-///
-/// # Errors
-/// [`Error::Runtime`] if shapes do not fit.
-pub fn time_embedding(device: &Device, table: &Tensor, counter: &Tensor, y: &mut Tensor) -> Result<()> {
-    let dim = table.last_dim();
-    expect_shape("time embedding", y, &[y.dim(0), dim])?;
-    match device {
-        Device::Cpu(_) => {
-            let row = counter.host_u32()?[0] as usize;
-            with_real!(y.dtype(), T => {
-                let row = table.host::<T>()?.get(row * dim..(row + 1) * dim);
-                let row = row.ok_or_else(|| Error::Runtime("time embedding: the counter ran past the table".into()))?;
-                y.host_mut::<T>()?.chunks_mut(dim).for_each(|y| y.copy_from_slice(row));
-            });
-            round(y)
-        }
-        Device::Cuda(cuda) => {
-            let spec = TimeEmbedSpec { batch: to_i32(y.dim(0))?, dim: to_i32(dim)? };
-            let pointers = [table.address(0)?, counter.address(0)?, y.address(0)?];
-            let kernel = format!("time_embed_fwd_{}", y.dtype());
-            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
-        }
-    }
-}
-
-/// c [B, D] = silu(time [B, D] + table`[labels]`): what adaLN layers take. The caller checked labels against the table
-/// [classes + 1, D]; labels `[B]` are integers.
+/// Row e L + l of c [E L, D] = silu(row e of time [E, D] + row `labels`\[l\] of the table [classes + 1, D]): what adaLN
+/// layers take, for every evaluation and each of the L labels in use. The caller checked the labels.
 ///
 /// # Errors
 /// [`Error::Runtime`] if shapes do not fit.
 pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &Tensor, c: &mut Tensor) -> Result<()> {
-    let (batch, dim) = (time.dim(0), time.last_dim());
-    expect_shape("label embedding", c, &[batch, dim])?;
-    expect_shape("labels", labels, &[batch])?;
+    let (evaluations, dim, count) = (time.dim(0), time.last_dim(), labels.len());
+    expect_shape("label embedding", c, &[evaluations * count, dim])?;
     if table.last_dim() != dim {
         return Err(shape_error("label table", table.shape(), &[table.dim(0), dim]));
     }
@@ -93,10 +66,10 @@ pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &
             let labels = labels.host_u32()?;
             with_real!(c.dtype(), T => {
                 let (time, table) = (time.host::<T>()?, table.host::<T>()?);
-                let rows = c.host_mut::<T>()?.chunks_mut(dim).zip(time.chunks(dim)).zip(labels);
-                for ((c, time), &label) in rows {
-                    let row = &table[label as usize * dim..][..dim];
-                    for ((c, &t), &l) in c.iter_mut().zip(time).zip(row) {
+                for (row, c) in c.host_mut::<T>()?.chunks_mut(dim).enumerate() {
+                    let time = &time[row / count * dim..][..dim];
+                    let label = &table[labels[row % count] as usize * dim..][..dim];
+                    for ((c, &t), &l) in c.iter_mut().zip(time).zip(label) {
                         *c = silu(t + l);
                     }
                 }
@@ -104,10 +77,48 @@ pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &
             round(c)
         }
         Device::Cuda(cuda) => {
-            let spec = LabelEmbedSpec { batch: to_i32(batch)?, dim: to_i32(dim)? };
+            let spec = LabelEmbedSpec { evaluations: to_i32(evaluations)?, labels: to_i32(count)?, dim: to_i32(dim)? };
             let pointers = [time.address(0)?, table.address(0)?, labels.address(0)?, c.address(0)?];
             let kernel = format!("label_embed_fwd_{}", c.dtype());
             launch_elementwise(cuda, "embed", kernel, c.len(), &pointers, bytemuck::bytes_of(&spec))
+        }
+    }
+}
+
+/// y [B, D] = row `counter` R + `rows`\[b\] of the table [E R, D]. The counter and the rows `[B]` are on the device, so that
+/// captured work follows them.
+///
+/// # Errors
+/// [`Error::Runtime`] if shapes do not fit, or on the CPU if the counter or a row is past the table.
+pub fn condition(
+    device: &Device,
+    table: &Tensor,
+    rows_per_step: usize,
+    counter: &Tensor,
+    rows: &Tensor,
+    y: &mut Tensor,
+) -> Result<()> {
+    let dim = table.last_dim();
+    expect_shape("condition", y, &[rows.len(), dim])?;
+    match device {
+        Device::Cpu(_) => {
+            let (first, rows) = (counter.host_u32()?[0] as usize * rows_per_step, rows.host_u32()?);
+            with_real!(y.dtype(), T => {
+                let table = table.host::<T>()?;
+                for (y, &row) in y.host_mut::<T>()?.chunks_mut(dim).zip(rows) {
+                    let at = (first + row as usize) * dim;
+                    let row = table.get(at..at + dim);
+                    y.copy_from_slice(row.ok_or_else(|| Error::Runtime("condition: past the end of the table".into()))?);
+                }
+            });
+            Ok(())
+        }
+        Device::Cuda(cuda) => {
+            let spec =
+                ConditionSpec { batch: to_i32(rows.len())?, rows_per_step: to_i32(rows_per_step)?, dim: to_i32(dim)? };
+            let pointers = [table.address(0)?, counter.address(0)?, rows.address(0)?, y.address(0)?];
+            let kernel = format!("condition_fwd_{}", y.dtype());
+            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
         }
     }
 }

@@ -46,7 +46,7 @@ pub enum Residual<'a> {
     Gated(PerImage<'a>),
 }
 
-/// Images per [`super`]: the leading dimension of x; rows per image: the product of the dimensions between.
+/// `images` is the leading dimension of x, `rows` the product of the dimensions between it and the last.
 #[derive(Clone, Copy)]
 struct Geometry {
     images: usize,
@@ -118,6 +118,11 @@ pub fn workspace_len(device: &Device, images: usize, rows: usize, n: usize, k: u
             splits => splits * images * rows * n,
         },
     }
+}
+
+/// Element type of the workspace in a model of type `model`: f32 sums, f64 in an f64 model.
+pub fn workspace_dtype(model: DType) -> DType {
+    if model == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -1,6 +1,6 @@
 //! What the tests share: where data lies, devices, and measures of error.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arclet::device::Device;
 use arclet::device::cpu::Cpu;
@@ -30,7 +30,12 @@ pub struct Golden {
 impl Golden {
     /// Opens `tests/data/goldens/<path>`.
     pub fn open(path: &str) -> Self {
-        let file = Checkpoint::open(data("goldens").join(path)).expect("golden file");
+        Self::at(&data("goldens").join(path))
+    }
+
+    /// Opens a golden file anywhere.
+    pub fn at(path: &Path) -> Self {
+        let file = Checkpoint::open(path).expect("golden file");
         let f32_err = file
             .metadata()
             .get("f32_err")

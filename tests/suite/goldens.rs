@@ -31,7 +31,11 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
     let device = &model.device;
     let (x, shape) = (golden.f32("in.x"), golden.shape("in.x"));
     let times: Vec<f64> = golden.f32("in.t").iter().map(|&t| t as f64).collect();
-    let table = model.time_table(&times).unwrap();
+    // Image b is evaluation b of a run: its conditions stand in row b of the table, under its own label.
+    let conditions = model.conditions(&times, labels).unwrap();
+    let table = conditions.table();
+    let width = table.last_dim();
+    let per_step = table.dim(0) / times.len();
     let mut acts = model.acts(1).unwrap();
     let per_image = x.len() / shape[0];
     let mut all: BTreeMap<String, Vec<f32>> = BTreeMap::new();
@@ -39,13 +43,16 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
         let image = &x[b * per_image..][..per_image];
         let x = Tensor::from_f32(device, image_dtype(model.dtype), &[1, shape[1], shape[2], shape[3]], image).unwrap();
         let counter = Tensor::from_u32(device, &[1], &[b as u32]).unwrap();
-        let label = Tensor::from_u32(device, &[1], &[labels.get(b).copied().unwrap_or(0)]).unwrap();
-        let inputs = Inputs { x: &x, times: &table, counter: &counter, labels: &label };
+        let row = b.min(per_step - 1);
+        let rows = Tensor::from_u32(device, &[1], &[row as u32]).unwrap();
+        let inputs = Inputs { x: &x, conditions: &conditions, counter: &counter, rows: &rows };
         let mut tap = |name: &str, t: &Tensor| {
             all.entry(format!("act.{name}")).or_default().extend(t.to_f32(device).unwrap());
         };
         device.run(|| model.forward(inputs, &mut acts, &mut tap)).unwrap();
         all.entry("out".into()).or_default().extend(acts.output.to_f32(device).unwrap());
+        let all_rows = table.to_f32(device).unwrap();
+        all.entry("conditions".into()).or_default().extend(&all_rows[(b * per_step + row) * width..][..width]);
     }
     all
 }
@@ -60,7 +67,7 @@ fn compare(got: &BTreeMap<String, Vec<f32>>, golden: &Golden, names: &[&str], ou
     }
 }
 
-const FLOW_VIT_ACTS: [&str; 10] = [
+const FLOW_VIT_ACTS: [&str; 9] = [
     "act.tokens_plus_pos",
     "act.block0.norm1",
     "act.block0.attn.qkv",
@@ -70,14 +77,15 @@ const FLOW_VIT_ACTS: [&str; 10] = [
     "act.block1.attn.qkv",
     "act.block1.norm2",
     "act.block1",
-    "act.t_emb",
 ];
 
 #[test]
 fn flow_vit_matches_pytorch_in_every_activation() {
     let golden = Golden::open("a1_flow_vit/io.safetensors");
     for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)] {
-        let got = run_images(&load("a1_flow_vit", &device, dtype), &golden, &[]);
+        let mut got = run_images(&load("a1_flow_vit", &device, dtype), &golden, &[]);
+        let embeddings = got.remove("conditions").unwrap();
+        assert!(relative_error(&embeddings, &golden.f32("act.t_emb")) <= golden.bound("act.t_emb", bound));
         compare(&got, &golden, &FLOW_VIT_ACTS, "out.v", bound);
     }
 }
@@ -87,10 +95,15 @@ fn dit_matches_pytorch_in_every_activation() {
     for (folder, output) in [("a3_dit", "out.eps_sigma"), ("a3_nanodit", "out.v")] {
         let golden = Golden::open(&format!("{folder}/io.safetensors"));
         let labels: Vec<u32> = golden.i64("in.y").iter().map(|&y| y as u32).collect();
-        let names = ["act.t_emb", "act.block0.adaLN", "act.block0", "act.block1", "act.final"];
+        let names = ["act.block0", "act.block1", "act.final"];
         for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)]
         {
-            let got = run_images(&load(folder, &device, dtype), &golden, &labels);
+            let mut got = run_images(&load(folder, &device, dtype), &golden, &labels);
+            // The modulation of block 0 comes first in a row of conditions.
+            let (want, conditions) = (golden.f32("act.block0.adaLN"), got.remove("conditions").unwrap());
+            let (row, width) = (want.len() / labels.len(), conditions.len() / labels.len());
+            let modulation: Vec<f32> = conditions.chunks(width).flat_map(|c| &c[..row]).copied().collect();
+            assert!(relative_error(&modulation, &want) <= golden.bound("act.block0.adaLN", bound));
             compare(&got, &golden, &names, output, bound);
         }
     }
@@ -257,6 +270,29 @@ fn the_whole_loop_is_one_graph() {
     assert_eq!(single.state().unwrap(), first[first.len() / 2..], "image 1 alone and as the second of a batch");
 }
 
+/// The labels of a batch share one table of conditions; an image must not see which others are there.
+#[test]
+fn an_image_does_not_depend_on_its_neighbours_classes() {
+    let golden = Golden::open("b_samplers/nanodit_cfg_io.safetensors");
+    let noise = golden.f32("in.z");
+    for (device, dtype) in [(cpu(), DType::F32), (cuda(), DType::F16)] {
+        let model = load("a3_nanodit", &device, dtype);
+        let image = |noise: &[f32], classes: &[usize], guidance| {
+            let train = TimeConvention::Train;
+            let mut all = trajectory(&model, noise, classes, Solver::Euler, 2, train, guidance, false);
+            all.truncate(256);
+            all
+        };
+        for guidance in [1.0, 2.0] {
+            let alone = image(&noise[..256], &[1], guidance);
+            assert_eq!(alone, image(&noise, &[1, 0], guidance));
+            assert_eq!(alone, image(&noise, &[1, 2], guidance));
+            assert_eq!(alone, image(&noise, &[1, 1], guidance));
+            assert_ne!(alone, image(&noise, &[0, 1], guidance));
+        }
+    }
+}
+
 /// One transformer block at full size: ViT-B/16, 196 tokens of 768 channels.
 #[test]
 fn full_size_block_on_the_gpu() {
@@ -296,11 +332,10 @@ fn full_size_models_from_hashed_weights_match_pytorch() {
         assert_eq!(x[..8], golden.f32("in.x_first8"));
         let model = Model::load(config, &source, &device, DType::F32).unwrap();
         let x = Tensor::from_f32(&device, DType::F32, &[1, 1, side, side], &x).unwrap();
-        let times = model.time_table(&[golden.f32("in.t")[0] as f64]).unwrap();
-        let counter = Tensor::from_u32(&device, &[1], &[0]).unwrap();
-        let labels = Tensor::from_u32(&device, &[1], &[label]).unwrap();
+        let conditions = model.conditions(&[golden.f32("in.t")[0] as f64], &[label]).unwrap();
+        let zero = Tensor::from_u32(&device, &[1], &[0]).unwrap();
         let mut acts = model.acts(1).unwrap();
-        let inputs = Inputs { x: &x, times: &times, counter: &counter, labels: &labels };
+        let inputs = Inputs { x: &x, conditions: &conditions, counter: &zero, rows: &zero };
         device.run(|| model.forward(inputs, &mut acts, &mut |_, _| {})).unwrap();
         let error = relative_error(&acts.output.to_f32(&device).unwrap(), &golden.f32("out"));
         println!("{name}: {error:.2e}");

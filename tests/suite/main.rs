@@ -1,7 +1,7 @@
-//! All integration tests in one binary, so that a folder with this binary, the command line and `tests/data` tests a
-//! machine that has no Rust.
+//! Operations, models, the command line and the rules of the house in one binary, so that a folder with it, `arclet` and
+//! `tests/data` tests a machine that has a GPU and no Rust. (`tests/io` and `tests/tools.rs` need no GPU and stay behind.)
 
-mod bench;
+mod cli;
 mod common;
 mod engines;
 mod goldens;

@@ -3,7 +3,7 @@
 use arclet::device::Device;
 use arclet::ops::PerImage;
 use arclet::ops::attention::{Heads, attention};
-use arclet::ops::embed::{add_rows, label_embedding, prepend_token, take_token, time_embedding};
+use arclet::ops::embed::{add_rows, condition, label_embedding, prepend_token, take_token};
 use arclet::ops::layernorm::{Affine, layernorm};
 use arclet::ops::linear::{Activation, Residual, linear, workspace_len};
 use arclet::ops::noise::normal;
@@ -338,22 +338,29 @@ fn embeddings_and_token_rows() {
         let (table, labels) = (values(4 * dim, 1, 1.0), [2u32, 0, 3]);
         let (time, x) = (values(batch * dim, 2, 2.0), values(batch * tokens * dim, 3, 1.0));
         let (v, first) = (values(batch * dim, 4, 1.0), values(dim, 5, 1.0));
-        let want: Vec<f64> = (0..batch * dim).map(|i| table[2 * dim + i % dim] as f64).collect();
-        check("time embedding", &want, |device, dtype| {
-            let table = tensor(device, wide(dtype), &[4, dim], &table);
+        // Two rows an evaluation: the third evaluation has rows 4 and 5 of the table.
+        let (conditions, rows) = (values(6 * dim, 6, 1.0), [1u32, 0, 1]);
+        let want: Vec<f64> =
+            (0..batch * dim).map(|i| conditions[(4 + rows[i / dim] as usize) * dim + i % dim] as f64).collect();
+        check("condition", &want, |device, dtype| {
+            let table = tensor(device, dtype, &[6, dim], &conditions);
             let counter = Tensor::from_u32(device, &[1], &[2]).unwrap();
+            let rows = Tensor::from_u32(device, &[batch], &rows[..batch]).unwrap();
             let mut y = Tensor::zeros(device, dtype, &[batch, dim]).unwrap();
-            time_embedding(device, &table, &counter, &mut y).unwrap();
+            condition(device, &table, 2, &counter, &rows, &mut y).unwrap();
             y.to_f32(device).unwrap()
         });
-        let row = |i: usize| table[labels[i / dim] as usize * dim + i % dim] as f64;
-        let want: Vec<f64> = (0..batch * dim).map(|i| silu(time[i] as f64 + row(i))).collect();
+        let row = |i: usize| {
+            let label = labels[i / dim % labels.len()] as usize;
+            time[i / dim / labels.len() * dim + i % dim] as f64 + table[label * dim + i % dim] as f64
+        };
+        let want: Vec<f64> = (0..batch * labels.len() * dim).map(|i| silu(row(i))).collect();
         check("label embedding", &want, |device, dtype| {
             let time = tensor(device, dtype, &[batch, dim], &time);
             let table = tensor(device, dtype, &[4, dim], &table);
-            let labels = Tensor::from_u32(device, &[batch], &labels[..batch]).unwrap();
-            let mut c = Tensor::zeros(device, dtype, &[batch, dim]).unwrap();
-            label_embedding(device, &time, &table, &labels, &mut c).unwrap();
+            let indices = Tensor::from_u32(device, &[labels.len()], &labels).unwrap();
+            let mut c = Tensor::zeros(device, dtype, &[batch * labels.len(), dim]).unwrap();
+            label_embedding(device, &time, &table, &indices, &mut c).unwrap();
             c.to_f32(device).unwrap()
         });
         let at = |i: usize| v[i / dim / tokens * dim + i % dim] as f64;

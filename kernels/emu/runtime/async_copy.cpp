@@ -6,9 +6,11 @@ namespace emu {
 
 void cp_async(void* dst, const void* src, int size, int src_bytes, Site s) {
   Fiber& f = current();
-  if ((uintptr_t)dst % (unsigned)size) fail_at(f, "misaligned: cp.async destination, needs " + std::to_string(size) + " bytes", s);
+  if ((uintptr_t)dst % (unsigned)size)
+    fail_at(f, "misaligned: cp.async destination, needs " + std::to_string(size) + " bytes", s);
   if ((uintptr_t)src % (unsigned)size) fail_at(f, "misaligned: cp.async source, needs " + std::to_string(size) + " bytes", s);
-  if (src_bytes < 0 || src_bytes > size) fail_at(f, "cp.async: " + std::to_string(src_bytes) + " source bytes of " + std::to_string(size), s);
+  if (src_bytes < 0 || src_bytes > size)
+    fail_at(f, "cp.async: " + std::to_string(src_bytes) + " source bytes of " + std::to_string(size), s);
   require_shared(f, dst, (size_t)size, "cp.async destination", s);
   if (f.block->launch->checked) {
     check(f, Access::of_op(dst, (unsigned)size, true, s));

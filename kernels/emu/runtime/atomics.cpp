@@ -8,18 +8,21 @@ namespace emu {
 namespace {
 constexpr unsigned SPINS = 8;  // fruitless atomics in a row before a thread gives way
 
-template <class T> T from_bits(uint64_t bits) {
+template <class T>
+T from_bits(uint64_t bits) {
   T v;
   memcpy(&v, &bits, sizeof v);
   return v;
 }
-template <class T> uint64_t to_bits(T v) {
+template <class T>
+uint64_t to_bits(T v) {
   uint64_t bits = 0;
   memcpy(&bits, &v, sizeof v);
   return bits;
 }
 
-template <class T> T apply(AtomicOp op, T old, T v, T compare) {
+template <class T>
+T apply(AtomicOp op, T old, T v, T compare) {
   switch (op) {
     case AtomicOp::Add: return old + v;
     case AtomicOp::Min: return std::min(old, v);
@@ -41,7 +44,8 @@ template <class T> T apply(AtomicOp op, T old, T v, T compare) {
   return old;
 }
 
-template <class T, class U> uint64_t run(void* p, AtomicOp op, uint64_t operand, uint64_t compare, bool& changed) {
+template <class T, class U>
+uint64_t run(void* p, AtomicOp op, uint64_t operand, uint64_t compare, bool& changed) {
   U* const at = static_cast<U*>(p);  // U: the same size, integral
   U old = __atomic_load_n(at, __ATOMIC_RELAXED), now;
   do now = (U)to_bits(apply<T>(op, from_bits<T>(old), from_bits<T>(operand), from_bits<T>(compare)));

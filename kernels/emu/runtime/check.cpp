@@ -42,8 +42,10 @@ void require_shared(Fiber& f, const void* p, size_t n, const char* what, Site s)
   const size_t dynamic = (size_t)(static_cast<const unsigned char*>(p) - f.block->smem), given = f.block->launch->smem;
   if (dynamic < MAX_DYN_SMEM + CANARY_BYTES) {
     if (dynamic + n <= given) return;
-    fail_at(f, std::string("shared memory out of bounds: ") + what + " at offset " + std::to_string(dynamic) + ", the launch gave " +
-                   std::to_string(given) + " bytes", s);
+    fail_at(f,
+            std::string("shared memory out of bounds: ") + what + " at offset " + std::to_string(dynamic) + ", the launch gave " +
+                std::to_string(given) + " bytes",
+            s);
   }
   const size_t variable = (size_t)(static_cast<const char*>(p) - w.static_begin);
   if (variable < w.static_size && n <= w.static_size - variable) return;
@@ -60,7 +62,8 @@ void check(Fiber& f, const Access& a) {
   const size_t dynamic = a.address - reinterpret_cast<uintptr_t>(b.smem);
   if (dynamic < MAX_DYN_SMEM + CANARY_BYTES) {
     if (dynamic + a.bytes > l.smem)
-      report(f, a, "shared memory out of bounds", " (offset " + std::to_string(dynamic) + ", the launch gave " + std::to_string(l.smem) + " bytes)");
+      report(f, a, "shared memory out of bounds",
+             " (offset " + std::to_string(dynamic) + ", the launch gave " + std::to_string(l.smem) + " bytes)");
     check_shared_race(f, a, dynamic);
     return;
   }
@@ -72,7 +75,8 @@ void check(Fiber& f, const Access& a) {
   if (Alloc* alloc = find_alloc(w, a.address)) {
     const size_t left = alloc->begin + alloc->size - a.address;
     if (a.bytes > left)
-      report(f, a, "global memory out of bounds", " (only " + std::to_string(left) + " bytes left of a " + std::to_string(alloc->size) + "-byte buffer)");
+      report(f, a, "global memory out of bounds",
+             " (only " + std::to_string(left) + " bytes left of a " + std::to_string(alloc->size) + "-byte buffer)");
     check_global_race(f, a, *alloc);
     return;
   }
@@ -83,7 +87,8 @@ void check(Fiber& f, const Access& a) {
     if (a.write) report(f, a, "write to constant memory", parameters ? " (kernel parameters)" : "");
     return;
   }
-  if (a.address - reinterpret_cast<uintptr_t>(b.slots) < (size_t)b.capacity * FIBER_SLOT) report(f, a, "stack of another thread", "");
+  if (a.address - reinterpret_cast<uintptr_t>(b.slots) < (size_t)b.capacity * FIBER_SLOT)
+    report(f, a, "stack of another thread", "");
   report(f, a, "global memory out of bounds", " (" + describe_address(w, a.address) + ")");
 }
 }  // namespace emu

@@ -23,8 +23,8 @@ struct Access {
   bool all_lanes;  // made by the warp as a whole (wgmma)
   uint16_t tid;    // thread of the block, or TMA_TID
   const Clocks* clocks;
-  void* pc;        // return address of the hook
-  Site site;       // or the source line of an emulated operation
+  void* pc;   // return address of the hook
+  Site site;  // or the source line of an emulated operation
   static Access of_code(const void* p, uint32_t bytes, bool write, void* pc, bool atomic = false) {
     return {reinterpret_cast<uintptr_t>(p), bytes, write, atomic, false, (uint16_t)self()->tid, nullptr, pc, {}};
   }
@@ -44,7 +44,7 @@ struct SharedShadow {
   explicit SharedShadow(size_t static_size);
   ~SharedShadow();
   struct Write* writes;  // one per byte: dynamic shared memory, then the __shared__ variables
-  struct Read* reads;    // 32 per byte
+  struct Read* reads;    // one per byte and warp
   size_t bytes;
 };
 void check_shared_race(Fiber&, const Access&, size_t offset);
@@ -60,6 +60,6 @@ void order_atomic(Fiber&, uintptr_t p, bool writes);
 bool knows(const Fiber&, uint32_t serial, uint16_t tid, uint32_t clock);
 
 // ---- symbols.cpp ----
-std::string source_line(void* pc);               // "file:line" of an instruction
-std::string where_pc(const Fiber&, void* pc);    // with block and thread
+std::string source_line(void* pc);             // "file:line" of an instruction
+std::string where_pc(const Fiber&, void* pc);  // with block and thread
 }  // namespace emu

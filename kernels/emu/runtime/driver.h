@@ -119,8 +119,8 @@ struct Capture {
   std::thread::id owner;
   bool invalidated = false;
   std::unique_ptr<Graph> graph;
-  std::set<Stream*> forks, open;   // other streams that joined; those whose work is not joined back
-  std::map<Stream*, size_t> ops;   // captured so far, by stream
+  std::set<Stream*> forks, open;  // other streams that joined; those whose work is not joined back
+  std::map<Stream*, size_t> ops;  // captured so far, by stream
 };
 struct Stream {
   unsigned flags = 0;
@@ -138,7 +138,8 @@ struct Event {
 };
 
 // Live handles of one kind. A handle that is not live is an error, never a crash.
-template <class T> class Handles {
+template <class T>
+class Handles {
  public:
   T* add(std::unique_ptr<T> t) {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -23,7 +23,8 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
-    {UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "the provided PTX was compiled with an unsupported toolchain."},
+    {UNSUPPORTED_PTX_VERSION, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+     "the provided PTX was compiled with an unsupported toolchain."},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
@@ -33,13 +34,15 @@ constexpr ErrorText ERRORS[] = {
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
-    {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
+    {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+     "operation failed due to a previous error during capture"},
     {STREAM_CAPTURE_MERGE, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "operation would result in a merge of separate capture sequences"},
     {STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"},
     {STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
     {STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
     {CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
-    {STREAM_CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
+    {STREAM_CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+     "attempt to terminate a thread-local capture sequence from another thread"},
     {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 const ErrorText* text_of(int code) {
@@ -69,16 +72,34 @@ Context& primary() {
   static auto* c = new Context;
   return *c;
 }
-Handles<Stream>& streams() { static auto* h = new Handles<Stream>; return *h; }
-Handles<Event>& events() { static auto* h = new Handles<Event>; return *h; }
-Handles<Module>& modules() { static auto* h = new Handles<Module>; return *h; }
-Handles<Graph>& graphs() { static auto* h = new Handles<Graph>; return *h; }
-Handles<GraphExec>& graph_execs() { static auto* h = new Handles<GraphExec>; return *h; }
+Handles<Stream>& streams() {
+  static auto* h = new Handles<Stream>;
+  return *h;
+}
+Handles<Event>& events() {
+  static auto* h = new Handles<Event>;
+  return *h;
+}
+Handles<Module>& modules() {
+  static auto* h = new Handles<Module>;
+  return *h;
+}
+Handles<Graph>& graphs() {
+  static auto* h = new Handles<Graph>;
+  return *h;
+}
+Handles<GraphExec>& graph_execs() {
+  static auto* h = new Handles<GraphExec>;
+  return *h;
+}
 
 size_t max_dynamic_shared() {
   switch (device().cc) {
-    case 80: case 87: return 163 << 10;
-    case 86: case 89: case 120: return 99 << 10;
+    case 80:
+    case 87: return 163 << 10;
+    case 86:
+    case 89:
+    case 120: return 99 << 10;
     default: return MAX_DYN_SMEM;
   }
 }
@@ -208,29 +229,36 @@ API cuDeviceTotalMem_v2(size_t* n, int d) {
 API cuDeviceGetAttribute(int* v, int attribute, int d) {
   if (d != 0) return INVALID_DEVICE;
   switch (attribute) {
-    case 1: case 2: case 3: *v = 1024; break;              // threads per block, block x, y
-    case 4: *v = 64; break;                                // block z
-    case 5: *v = 0x7fffffff; break;                        // grid x
-    case 6: case 7: *v = 65535; break;                     // grid y, z
-    case 8: *v = 48 << 10; break;                          // shared memory per block without opt-in
-    case 9: *v = 64 << 10; break;                          // constant memory
-    case 10: *v = 32; break;                               // warp
-    case 12: case 82: *v = 65536; break;                   // registers per block, per multiprocessor
-    case 13: *v = 1410000; break;                          // clock, kHz
-    case 16: *v = device().cc >= 90 ? 132 : 108; break;    // multiprocessors
-    case 19: case 31: case 41: case 95: *v = 1; break;     // maps host memory, concurrent kernels, unified addresses, cooperative
-    case 36: *v = 1215000; break;                          // memory clock, kHz
-    case 37: *v = 5120; break;                             // bus width, bits
-    case 38: *v = 40 << 20; break;                         // L2
-    case 39: *v = 2048; break;                             // threads per multiprocessor
-    case 40: *v = 3; break;                                // copy engines
+    case 1:
+    case 2:
+    case 3: *v = 1024; break;        // threads per block, block x, y
+    case 4: *v = 64; break;          // block z
+    case 5: *v = 0x7fffffff; break;  // grid x
+    case 6:
+    case 7: *v = 65535; break;     // grid y, z
+    case 8: *v = 48 << 10; break;  // shared memory per block without opt-in
+    case 9: *v = 64 << 10; break;  // constant memory
+    case 10: *v = 32; break;       // warp
+    case 12:
+    case 82: *v = 65536; break;                          // registers per block, per multiprocessor
+    case 13: *v = 1410000; break;                        // clock, kHz
+    case 16: *v = device().cc >= 90 ? 132 : 108; break;  // multiprocessors
+    case 19:
+    case 31:
+    case 41:
+    case 95: *v = 1; break;         // maps host memory, concurrent kernels, unified addresses, cooperative
+    case 36: *v = 1215000; break;   // memory clock, kHz
+    case 37: *v = 5120; break;      // bus width, bits
+    case 38: *v = 40 << 20; break;  // L2
+    case 39: *v = 2048; break;      // threads per multiprocessor
+    case 40: *v = 3; break;         // copy engines
     case 75: *v = device().cc / 10; break;
     case 76: *v = device().cc % 10; break;
-    case 81: *v = (int)max_dynamic_shared() + 1024; break; // shared memory per multiprocessor
-    case 97: *v = (int)max_dynamic_shared(); break;        // shared memory per block with opt-in
-    case 106: *v = 32; break;                              // blocks per multiprocessor
-    case 111: *v = 1024; break;                            // reserved shared memory per block
-    case 115: *v = 1; break;                               // memory pools
+    case 81: *v = (int)max_dynamic_shared() + 1024; break;  // shared memory per multiprocessor
+    case 97: *v = (int)max_dynamic_shared(); break;         // shared memory per block with opt-in
+    case 106: *v = 32; break;                               // blocks per multiprocessor
+    case 111: *v = 1024; break;                             // reserved shared memory per block
+    case 115: *v = 1; break;                                // memory pools
     default: *v = 0;
   }
   return SUCCESS;

@@ -22,7 +22,8 @@ Result forbid_while_capturing(const char* call) {
   std::lock_guard<std::mutex> lock(captures_mutex);
   Result r = SUCCESS;
   for (auto& c : captures())
-    if (c->mode == GLOBAL || c->owner == std::this_thread::get_id()) r = invalidate(*c, STREAM_CAPTURE_UNSUPPORTED, std::string(call) + " while a stream is captured");
+    if (c->mode == GLOBAL || c->owner == std::this_thread::get_id())
+      r = invalidate(*c, STREAM_CAPTURE_UNSUPPORTED, std::string(call) + " while a stream is captured");
   return r;
 }
 
@@ -108,10 +109,13 @@ API cuStreamWaitEvent(void* h, void* event, unsigned) {
   Event* e = events().get(event);
   if (!stream_of(h, s) || !e) return error(INVALID_HANDLE, "cuStreamWaitEvent: not a live stream or event");
   const std::shared_ptr<Capture> from = e->capture.lock();
-  if (e->captured && !from) return error(CAPTURED_EVENT, "cuStreamWaitEvent: the event was last recorded in a capture that has ended");
+  if (e->captured && !from)
+    return error(CAPTURED_EVENT, "cuStreamWaitEvent: the event was last recorded in a capture that has ended");
   if (s && s->capture) {
     if (!e->recorded) return SUCCESS;  // as the driver: nothing to wait for
-    if (!from) return invalidate(*s->capture, STREAM_CAPTURE_ISOLATION, "a captured stream waits for an event that was recorded outside the capture");
+    if (!from)
+      return invalidate(*s->capture, STREAM_CAPTURE_ISOLATION,
+                        "a captured stream waits for an event that was recorded outside the capture");
     if (from != s->capture) {
       from->invalidated = true;
       return invalidate(*s->capture, STREAM_CAPTURE_MERGE, "a captured stream waits for an event of another capture");
@@ -178,7 +182,8 @@ API cuEventElapsedTime(float* ms, void* start, void* end) {
   Event *a = events().get(start), *b = events().get(end);
   if (!a || !b) return error(INVALID_HANDLE, "cuEventElapsedTime: not a live event");
   if (a->captured || b->captured) return error(CAPTURED_EVENT, "cuEventElapsedTime: an event was last recorded in a capture");
-  if (!a->recorded || !b->recorded || (a->flags & 2) || (b->flags & 2)) return error(INVALID_HANDLE, "cuEventElapsedTime: an event was not recorded, or created without timing");
+  if (!a->recorded || !b->recorded || (a->flags & 2) || (b->flags & 2))
+    return error(INVALID_HANDLE, "cuEventElapsedTime: an event was not recorded, or created without timing");
   *ms = std::chrono::duration<float, std::milli>(b->time - a->time).count();
   return SUCCESS;
 }
@@ -212,7 +217,8 @@ API cuStreamEndCapture(void* h, void** out) {
   if (!s || !s->capture) return error(ILLEGAL_STATE, "cuStreamEndCapture: the stream is not being captured");
   const std::shared_ptr<Capture> c = s->capture;
   if (c->origin != s) return invalidate(*c, STREAM_CAPTURE_UNMATCHED, "cuStreamEndCapture: the capture began on another stream");
-  if (c->mode != RELAXED && c->owner != std::this_thread::get_id()) return error(STREAM_CAPTURE_WRONG_THREAD, "cuStreamEndCapture: the capture began on another thread");
+  if (c->mode != RELAXED && c->owner != std::this_thread::get_id())
+    return error(STREAM_CAPTURE_WRONG_THREAD, "cuStreamEndCapture: the capture began on another thread");
   {
     std::lock_guard<std::mutex> lock(captures_mutex);
     auto& all = captures();
@@ -225,7 +231,8 @@ API cuStreamEndCapture(void* h, void** out) {
     const std::string why = thread_stats().last_error;
     return error(STREAM_CAPTURE_INVALIDATED, "the capture was invalidated by an earlier error: " + why);
   }
-  if (!c->open.empty()) return error(STREAM_CAPTURE_UNJOINED, "cuStreamEndCapture: a stream that joined the capture was not joined back");
+  if (!c->open.empty())
+    return error(STREAM_CAPTURE_UNJOINED, "cuStreamEndCapture: a stream that joined the capture was not joined back");
   *out = graphs().add(std::move(c->graph));
   return SUCCESS;
 }
@@ -259,7 +266,8 @@ API cuGraphInstantiateWithFlags(void** out, void* h, unsigned long long flags) {
   Graph* g = graphs().get(h);
   if (!g) return error(INVALID_HANDLE, "cuGraphInstantiate: not a live graph");
   constexpr unsigned long long AUTO_FREE = 1, DEVICE_LAUNCH = 4, KNOWN = 15;
-  if ((flags & ~KNOWN) || ((flags & AUTO_FREE) && (flags & DEVICE_LAUNCH))) return error(INVALID_VALUE, "cuGraphInstantiate: flags");
+  if ((flags & ~KNOWN) || ((flags & AUTO_FREE) && (flags & DEVICE_LAUNCH)))
+    return error(INVALID_VALUE, "cuGraphInstantiate: flags");
   auto e = std::make_unique<GraphExec>();
   e->nodes = g->nodes;
   *out = graph_execs().add(std::move(e));
@@ -273,7 +281,8 @@ API cuGraphInstantiate_v2(void** out, void* h, void* error_node, char* log, size
 API cuGraphUpload(void* h, void* stream) {
   if (const Result r = enter()) return r;
   Stream* s;
-  return graph_execs().get(h) && stream_of(stream, s) ? SUCCESS : error(INVALID_HANDLE, "cuGraphUpload: not a live graph or stream");
+  return graph_execs().get(h) && stream_of(stream, s) ? SUCCESS
+                                                      : error(INVALID_HANDLE, "cuGraphUpload: not a live graph or stream");
 }
 API cuGraphLaunch(void* h, void* stream) {
   if (const Result r = enter()) return r;

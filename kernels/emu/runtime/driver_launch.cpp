@@ -14,7 +14,8 @@ namespace emu {
 const std::map<std::string, Kernel>& kernels() {
   static const auto* all = [] {
     auto* m = new std::map<std::string, Kernel>;
-    for (const KernelInfo* k = __start_emu_kernels; k != __stop_emu_kernels; ++k) ((*m)[k->name].*(k->checked ? &Kernel::checked : &Kernel::plain)) = k;
+    for (const KernelInfo* k = __start_emu_kernels; k != __stop_emu_kernels; ++k)
+      ((*m)[k->name].*(k->checked ? &Kernel::checked : &Kernel::plain)) = k;
     unsigned i = 0;
     for (auto& k : *m) k.second.index = i++;
     return m;
@@ -50,8 +51,10 @@ Result load(void** out, const void* image) {
   if (const Result r = forbid_while_capturing("cuModuleLoadData")) return r;
   if (!image || !out) return error(INVALID_VALUE, "cuModuleLoadData: null image");
   const char* text = static_cast<const char*>(image);
-  if (strncmp(text, MAGIC, sizeof MAGIC - 1)) return error(INVALID_IMAGE, "cuModuleLoadData: the emulated driver takes manifests only, not compiled kernels");
-  if (device().version < 12000) return error(UNSUPPORTED_PTX_VERSION, "cuModuleLoadData: made for a newer driver than " + std::to_string(device().version));
+  if (strncmp(text, MAGIC, sizeof MAGIC - 1))
+    return error(INVALID_IMAGE, "cuModuleLoadData: the emulated driver takes manifests only, not compiled kernels");
+  if (device().version < 12000)
+    return error(UNSUPPORTED_PTX_VERSION, "cuModuleLoadData: made for a newer driver than " + std::to_string(device().version));
   auto m = std::make_unique<Module>();
   std::istringstream lines(text + sizeof MAGIC - 1);
   std::string line, architectures;
@@ -70,7 +73,9 @@ Result load(void** out, const void* image) {
     if (k == kernels().end()) return error(INVALID_IMAGE, at + ": no kernel `" + line + "` in the emulated library");
     if (here) m->functions[line] = std::make_unique<Function>(m.get(), line, &k->second);
   }
-  if (!any) return error(NO_BINARY_FOR_GPU, "manifest for" + (architectures.empty() ? " no architecture" : architectures) + ", the device is sm_" + std::to_string(device().cc));
+  if (!any)
+    return error(NO_BINARY_FOR_GPU, "manifest for" + (architectures.empty() ? " no architecture" : architectures) +
+                                        ", the device is sm_" + std::to_string(device().cc));
   *out = modules().add(std::move(m));
   return SUCCESS;
 }
@@ -99,7 +104,6 @@ Result run(const Node& n) {
     from += info->sizes[i];
   }
   Launch l;
-  l.name = info->name;
   l.entry = info->entry;
   l.params = pointers;
   l.params_begin = reinterpret_cast<uintptr_t>(memory.get());
@@ -142,11 +146,14 @@ Result make_launch(void* handle, dim3 grid, dim3 block, unsigned smem, void** pa
   const std::string name = "launch of " + f->name + ": ";
   if (extra) return error(NOT_SUPPORTED, name + "parameters through `extra` are not emulated");
   const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z, threads = (uint64_t)block.x * block.y * block.z;
-  if (!blocks || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return error(INVALID_VALUE, name + "grid " + text_of(grid));
+  if (!blocks || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+    return error(INVALID_VALUE, name + "grid " + text_of(grid));
   if (blocks > 0x7fffffffu) return error(NOT_SUPPORTED, name + "grid " + text_of(grid) + " has more blocks than are emulated");
-  if (!threads || block.x > MAX_THREADS || block.y > MAX_THREADS || block.z > 64 || threads > MAX_THREADS) return error(INVALID_VALUE, name + "block " + text_of(block));
+  if (!threads || block.x > MAX_THREADS || block.y > MAX_THREADS || block.z > 64 || threads > MAX_THREADS)
+    return error(INVALID_VALUE, name + "block " + text_of(block));
   if (smem > f->max_dynamic)
-    return error(INVALID_VALUE, name + std::to_string(smem) + " bytes of dynamic shared memory, the function allows " + std::to_string(f->max_dynamic) + " (cuFuncSetAttribute raises it)");
+    return error(INVALID_VALUE, name + std::to_string(smem) + " bytes of dynamic shared memory, the function allows " +
+                                    std::to_string(f->max_dynamic) + " (cuFuncSetAttribute raises it)");
   const KernelInfo* info = f->kernel->plain ? f->kernel->plain : f->kernel->checked;
   if (info->params && !params) return error(INVALID_VALUE, name + "no parameters");
   out.kind = Node::KernelLaunch;
@@ -202,7 +209,8 @@ API cuModuleGetFunction(void** out, void* module, const char* name) {
   Module* m = modules().get(module);
   if (!m) return error(INVALID_HANDLE, "cuModuleGetFunction: not a loaded module");
   const auto f = m->functions.find(name);
-  if (f == m->functions.end()) return error(NOT_FOUND, std::string("cuModuleGetFunction: `") + name + "` is not in the loaded manifest");
+  if (f == m->functions.end())
+    return error(NOT_FOUND, std::string("cuModuleGetFunction: `") + name + "` is not in the loaded manifest");
   *out = f->second.get();
   return SUCCESS;
 }
@@ -217,8 +225,9 @@ API cuFuncGetAttribute(int* v, int attribute, void* handle) {
   if (!f) return error(INVALID_HANDLE, "cuFuncGetAttribute: not a function of a loaded module");
   switch (attribute) {
     case 0: *v = MAX_THREADS; break;
-    case 4: *v = 32; break;                            // registers
-    case 5: case 6: *v = device().cc; break;           // PTX and binary version
+    case 4: *v = 32; break;  // registers
+    case 5:
+    case 6: *v = device().cc; break;  // PTX and binary version
     case 8: *v = (int)f->max_dynamic; break;
     default: *v = 0;
   }
@@ -230,7 +239,8 @@ API cuFuncSetAttribute(void* handle, int attribute, int v) {
   if (!f) return error(INVALID_HANDLE, "cuFuncSetAttribute: not a function of a loaded module");
   if (attribute != 8) return SUCCESS;  // carveout and cluster preferences change nothing here
   if (v < 0 || (size_t)v > max_dynamic_shared())
-    return error(INVALID_VALUE, "cuFuncSetAttribute: " + std::to_string(v) + " bytes of dynamic shared memory, the device has " + std::to_string(max_dynamic_shared()));
+    return error(INVALID_VALUE, "cuFuncSetAttribute: " + std::to_string(v) + " bytes of dynamic shared memory, the device has " +
+                                    std::to_string(max_dynamic_shared()));
   f->max_dynamic = (unsigned)v;
   return SUCCESS;
 }
@@ -240,7 +250,8 @@ API cuFuncSetCacheConfig(void* handle, int) {
 }
 API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, void* handle, int threads, size_t smem, unsigned) {
   if (const Result r = enter()) return r;
-  if (!function_of(handle) || threads <= 0) return error(INVALID_VALUE, "cuOccupancyMaxActiveBlocksPerMultiprocessor: bad function or block size");
+  if (!function_of(handle) || threads <= 0)
+    return error(INVALID_VALUE, "cuOccupancyMaxActiveBlocksPerMultiprocessor: bad function or block size");
   const size_t by_threads = 2048 / (size_t)threads, by_memory = (max_dynamic_shared() + 1024) / (smem + 1024);
   *n = (int)(by_threads < by_memory ? by_threads : by_memory);
   if (*n > 32) *n = 32;
@@ -274,7 +285,8 @@ struct LaunchConfig {  // CUlaunchConfig
 static_assert(sizeof(LaunchConfig) == 56 && sizeof(LaunchConfig::Attribute) == 72, "the driver's layout");
 }  // namespace
 
-API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem, void* stream, void** params, void** extra) {
+API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem,
+                   void* stream, void** params, void** extra) {
   return launch_on(f, {gx, gy, gz}, {bx, by, bz}, smem, stream, params, extra);
 }
 API cuLaunchKernelEx(const LaunchConfig* c, void* f, void** params, void** extra) {
@@ -282,11 +294,13 @@ API cuLaunchKernelEx(const LaunchConfig* c, void* f, void** params, void** extra
   for (unsigned i = 0; i < c->count; ++i) {
     const auto& a = c->attributes[i];
     if (a.id < 0 || a.id > 16) return error(INVALID_VALUE, "cuLaunchKernelEx: unknown attribute " + std::to_string(a.id));
-    if (a.id == 4 && (a.cluster[0] > 1 || a.cluster[1] > 1 || a.cluster[2] > 1)) return error(NOT_SUPPORTED, "cuLaunchKernelEx: clusters are not emulated");
+    if (a.id == 4 && (a.cluster[0] > 1 || a.cluster[1] > 1 || a.cluster[2] > 1))
+      return error(NOT_SUPPORTED, "cuLaunchKernelEx: clusters are not emulated");
   }
   return launch_on(f, {c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->smem, c->stream, params, extra);
 }
-API cuLaunchCooperativeKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem, void* stream, void** params) {
+API cuLaunchCooperativeKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                              unsigned smem, void* stream, void** params) {
   return launch_on(f, {gx, gy, gz}, {bx, by, bz}, smem, stream, params, nullptr);
 }
 API cuLaunchHostFunc(void* stream, void (*fn)(void*), void* user) {
@@ -301,15 +315,16 @@ API cuLaunchHostFunc(void* stream, void (*fn)(void*), void* user) {
 }
 
 // Rank 2, no interleave, zero fill: what the TMA emulation reads.
-API cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* base, const uint64_t* dims, const uint64_t* strides, const unsigned* box, const unsigned* element_strides,
-                           int interleave, int swizzle, int, int) {
+API cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* base, const uint64_t* dims, const uint64_t* strides,
+                           const unsigned* box, const unsigned* element_strides, int interleave, int swizzle, int, int) {
   constexpr unsigned SIZES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};  // u8 u16 u32 i32 u64 i64 f16 f32 f64 bf16
   if (device().cc < 90) return error(NOT_SUPPORTED, "cuTensorMapEncodeTiled: the device has no TMA");
   if (rank != 2 || interleave || (swizzle != 0 && swizzle != 3) || type < 0 || type > 9)
     return error(NOT_SUPPORTED, "cuTensorMapEncodeTiled: only rank 2, no interleave, no or 128-byte swizzle are emulated");
   const unsigned elem = SIZES[type];
-  const bool fits = (uintptr_t)base % 16 == 0 && strides[0] % 16 == 0 && box[0] && box[1] && box[0] <= 256 && box[1] <= 256 && element_strides[0] == 1 && element_strides[1] == 1 &&
-                    box[0] * elem % 16 == 0 && (swizzle == 0 || box[0] * elem <= 128) && strides[0] >= dims[0] * elem;
+  const bool fits = (uintptr_t)base % 16 == 0 && strides[0] % 16 == 0 && box[0] && box[1] && box[0] <= 256 && box[1] <= 256 &&
+                    element_strides[0] == 1 && element_strides[1] == 1 && box[0] * elem % 16 == 0 &&
+                    (swizzle == 0 || box[0] * elem <= 128) && strides[0] >= dims[0] * elem;
   if (!out || (uintptr_t)out % 64 || !fits) return error(INVALID_VALUE, "cuTensorMapEncodeTiled: alignment, stride or box");
   const TensorMap m{static_cast<const char*>(base), dims[0], dims[1], strides[0], box[0], box[1], elem, swizzle == 3};
   memset(out, 0, 128);

@@ -14,7 +14,8 @@ Result allocate(uint64_t* p, size_t n, const char* call) {
   if (*p) return SUCCESS;
   size_t free, total;
   device_memory(free, total);
-  return error(OUT_OF_MEMORY, std::string(call) + ": " + std::to_string(n) + " bytes, " + std::to_string(free) + " of " + std::to_string(total) + " free");
+  return error(OUT_OF_MEMORY, std::string(call) + ": " + std::to_string(n) + " bytes, " + std::to_string(free) + " of " +
+                                  std::to_string(total) + " free");
 }
 Result release(uint64_t p, const char* call) {
   if (const Result r = enter()) return r;
@@ -24,7 +25,8 @@ Result release(uint64_t p, const char* call) {
 }
 
 // A copy on a stream (`async`), or on the legacy stream at once.
-Result copy(uintptr_t dst, bool dst_device, uintptr_t src, bool src_device, size_t n, bool async, void* stream, const char* call) {
+Result copy(uintptr_t dst, bool dst_device, uintptr_t src, bool src_device, size_t n, bool async, void* stream,
+            const char* call) {
   if (const Result r = enter()) return r;
   Stream* s;
   if (!stream_of(stream, s)) return error(INVALID_HANDLE, std::string(call) + ": not a live stream");
@@ -32,12 +34,14 @@ Result copy(uintptr_t dst, bool dst_device, uintptr_t src, bool src_device, size
     if (const Result r = forbid_while_capturing(call)) return r;
   if (!n) return SUCCESS;
   if (dst_device)
-    if (std::string e = check_device_range(dst, n); !e.empty()) return error(INVALID_VALUE, std::string(call) + ": destination: " + e);
+    if (std::string e = check_device_range(dst, n); !e.empty())
+      return error(INVALID_VALUE, std::string(call) + ": destination: " + e);
   if (src_device)
     if (std::string e = check_device_range(src, n); !e.empty()) return error(INVALID_VALUE, std::string(call) + ": source: " + e);
   if ((!dst_device && !dst) || (!src_device && !src)) return error(INVALID_VALUE, std::string(call) + ": null host pointer");
   if (s && s->capture) {  // only pinned memory can still be there at the replay
-    const bool pageable = (!dst_device && !is_pinned(reinterpret_cast<void*>(dst), n)) || (!src_device && !is_pinned(reinterpret_cast<void*>(src), n));
+    const bool pageable = (!dst_device && !is_pinned(reinterpret_cast<void*>(dst), n)) ||
+                          (!src_device && !is_pinned(reinterpret_cast<void*>(src), n));
     if (pageable) {
       s->capture->invalidated = true;
       return error(STREAM_CAPTURE_UNSUPPORTED, std::string(call) + ": pageable host memory while the stream is captured");
@@ -60,8 +64,10 @@ Result set(uint64_t dst, uint32_t value, unsigned width, size_t count, bool asyn
   if (!async)
     if (const Result r = forbid_while_capturing(call)) return r;
   if (!count) return SUCCESS;
-  if (dst % width || count > SIZE_MAX / width) return error(INVALID_VALUE, std::string(call) + ": misaligned, or too many elements");
-  if (std::string e = check_device_range(dst, count * width); !e.empty()) return error(INVALID_VALUE, std::string(call) + ": " + e);
+  if (dst % width || count > SIZE_MAX / width)
+    return error(INVALID_VALUE, std::string(call) + ": misaligned, or too many elements");
+  if (std::string e = check_device_range(dst, count * width); !e.empty())
+    return error(INVALID_VALUE, std::string(call) + ": " + e);
   Node node{};
   node.kind = Node::Set;
   node.dst = dst;
@@ -102,12 +108,22 @@ API cuMemFreeHost(void* p) {
   return host_free(p) ? SUCCESS : error(INVALID_VALUE, "cuMemFreeHost: not pinned memory");
 }
 
-API cuMemcpyHtoD_v2(uint64_t d, const void* h, size_t n) { return copy(d, true, (uintptr_t)h, false, n, false, nullptr, "cuMemcpyHtoD"); }
-API cuMemcpyDtoH_v2(void* h, uint64_t d, size_t n) { return copy((uintptr_t)h, false, d, true, n, false, nullptr, "cuMemcpyDtoH"); }
+API cuMemcpyHtoD_v2(uint64_t d, const void* h, size_t n) {
+  return copy(d, true, (uintptr_t)h, false, n, false, nullptr, "cuMemcpyHtoD");
+}
+API cuMemcpyDtoH_v2(void* h, uint64_t d, size_t n) {
+  return copy((uintptr_t)h, false, d, true, n, false, nullptr, "cuMemcpyDtoH");
+}
 API cuMemcpyDtoD_v2(uint64_t d, uint64_t s, size_t n) { return copy(d, true, s, true, n, false, nullptr, "cuMemcpyDtoD"); }
-API cuMemcpyHtoDAsync_v2(uint64_t d, const void* h, size_t n, void* s) { return copy(d, true, (uintptr_t)h, false, n, true, s, "cuMemcpyHtoDAsync"); }
-API cuMemcpyDtoHAsync_v2(void* h, uint64_t d, size_t n, void* s) { return copy((uintptr_t)h, false, d, true, n, true, s, "cuMemcpyDtoHAsync"); }
-API cuMemcpyDtoDAsync_v2(uint64_t d, uint64_t s, size_t n, void* stream) { return copy(d, true, s, true, n, true, stream, "cuMemcpyDtoDAsync"); }
+API cuMemcpyHtoDAsync_v2(uint64_t d, const void* h, size_t n, void* s) {
+  return copy(d, true, (uintptr_t)h, false, n, true, s, "cuMemcpyHtoDAsync");
+}
+API cuMemcpyDtoHAsync_v2(void* h, uint64_t d, size_t n, void* s) {
+  return copy((uintptr_t)h, false, d, true, n, true, s, "cuMemcpyDtoHAsync");
+}
+API cuMemcpyDtoDAsync_v2(uint64_t d, uint64_t s, size_t n, void* stream) {
+  return copy(d, true, s, true, n, true, stream, "cuMemcpyDtoDAsync");
+}
 
 API cuMemsetD8_v2(uint64_t d, unsigned char v, size_t n) { return set(d, v, 1, n, false, nullptr, "cuMemsetD8"); }
 API cuMemsetD16_v2(uint64_t d, unsigned short v, size_t n) { return set(d, v, 2, n, false, nullptr, "cuMemsetD16"); }

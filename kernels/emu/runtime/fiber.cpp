@@ -86,7 +86,8 @@ void report_fault() {
   const Fault fault = *fault_of(f);
   const uintptr_t guard = reinterpret_cast<uintptr_t>(&f) + PAGE;
   char b[96];
-  if (fault.address - guard < PAGE) snprintf(b, sizeof b, "stack overflow of a thread (%zu KiB)", (FIBER_SLOT - STACK_OFFSET) >> 10);
+  if (fault.address - guard < PAGE)
+    snprintf(b, sizeof b, "stack overflow of a thread (%zu KiB)", (FIBER_SLOT - STACK_OFFSET) >> 10);
   else snprintf(b, sizeof b, "illegal address %#zx", (size_t)fault.address);
   fail(f, std::string(b) + ": " + (f.op_site.file ? where(f, f.op_site) : where_pc(f, fault.pc)));
 }
@@ -110,7 +111,7 @@ void on_fault(int sig, siginfo_t* info, void* context) {
 void install_fault_handler() {
   static std::once_flag once;
   std::call_once(once, [] {
-    struct sigaction a {};
+    struct sigaction a{};
     a.sa_sigaction = on_fault;
     a.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&a.sa_mask);
@@ -155,7 +156,7 @@ void Block::reserve(unsigned n) {
 
 void start_fiber(Fiber& f) {
   void** sp = reinterpret_cast<void**>(reinterpret_cast<char*>(&f) + FIBER_SLOT - 64);  // 16-byte aligned
-  *--sp = nullptr;  // fiber_main never returns
+  *--sp = nullptr;                                                                      // fiber_main never returns
   *--sp = reinterpret_cast<void*>(fiber_main);
   sp -= 6;  // the callee-saved registers
   memset(sp, 0, 48);
@@ -173,7 +174,8 @@ void switch_to_scheduler(Fiber& f) { emu_switch(&f.sp, f.block->worker->schedule
 std::string where(const Fiber& f, Site s) {
   char b[320];
   const uint3 k = f.block_index, t = f.thread_index;
-  snprintf(b, sizeof b, "block (%u,%u,%u) thread (%u,%u,%u) at %s:%d", k.x, k.y, k.z, t.x, t.y, t.z, s.file ? s.file : "?", s.line);
+  snprintf(b, sizeof b, "block (%u,%u,%u) thread (%u,%u,%u) at %s:%d", k.x, k.y, k.z, t.x, t.y, t.z, s.file ? s.file : "?",
+           s.line);
   return b;
 }
 

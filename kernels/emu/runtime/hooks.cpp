@@ -34,19 +34,21 @@ void volatile_access(void* p, uint32_t bytes, bool write, void* pc) {
 }  // namespace
 
 extern "C" {
-#define HOOK(n)                                                                                       \
-  void __tsan_read##n(void* p) { access(p, n, false, __builtin_return_address(0)); }                  \
-  void __tsan_write##n(void* p) { access(p, n, true, __builtin_return_address(0)); }                  \
+#define HOOK(n)                                                                                        \
+  void __tsan_read##n(void* p) { access(p, n, false, __builtin_return_address(0)); }                   \
+  void __tsan_write##n(void* p) { access(p, n, true, __builtin_return_address(0)); }                   \
   void __tsan_volatile_read##n(void* p) { volatile_access(p, n, false, __builtin_return_address(0)); } \
   void __tsan_volatile_write##n(void* p) { volatile_access(p, n, true, __builtin_return_address(0)); }
-HOOK(1) HOOK(2) HOOK(4) HOOK(8) HOOK(16)
-#define UNALIGNED_HOOK(n)                                                                                       \
-  void __tsan_unaligned_read##n(void* p) { access(p, n, false, __builtin_return_address(0)); }                  \
-  void __tsan_unaligned_write##n(void* p) { access(p, n, true, __builtin_return_address(0)); }                  \
+HOOK(1)
+HOOK(2) HOOK(4) HOOK(8) HOOK(16)
+#define UNALIGNED_HOOK(n)                                                                                        \
+  void __tsan_unaligned_read##n(void* p) { access(p, n, false, __builtin_return_address(0)); }                   \
+  void __tsan_unaligned_write##n(void* p) { access(p, n, true, __builtin_return_address(0)); }                   \
   void __tsan_unaligned_volatile_read##n(void* p) { volatile_access(p, n, false, __builtin_return_address(0)); } \
   void __tsan_unaligned_volatile_write##n(void* p) { volatile_access(p, n, true, __builtin_return_address(0)); }
-UNALIGNED_HOOK(2) UNALIGNED_HOOK(4) UNALIGNED_HOOK(8) UNALIGNED_HOOK(16)
-void __tsan_read_range(void* p, size_t n) { access(p, (uint32_t)n, false, __builtin_return_address(0)); }
+    UNALIGNED_HOOK(2) UNALIGNED_HOOK(4) UNALIGNED_HOOK(8) UNALIGNED_HOOK(16) void __tsan_read_range(void* p, size_t n) {
+  access(p, (uint32_t)n, false, __builtin_return_address(0));
+}
 void __tsan_write_range(void* p, size_t n) { access(p, (uint32_t)n, true, __builtin_return_address(0)); }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}

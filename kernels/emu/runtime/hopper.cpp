@@ -85,7 +85,8 @@ void mbar_wait(uint64_t* p, uint32_t parity, Site s) {
 
 void tma_load_2d(void* dst, const void* map, uint64_t* bar, int x, int y, Site s) {
   Fiber& f = current();
-  TmaLoad t{static_cast<char*>(dst), {}, &barrier_at(f, bar, s, "TMA barrier"), x, y, f.block->clocks[f.warp->id], (uint16_t)f.tid, s};
+  TmaLoad t{static_cast<char*>(dst), {}, &barrier_at(f, bar, s, "TMA barrier"), x, y, f.block->clocks[f.warp->id],
+            (uint16_t)f.tid,         s};
   memcpy(&t.map, map, sizeof t.map);
   const size_t bytes = (size_t)t.map.box0 * t.map.box1 * t.map.elem;
   if ((uintptr_t)dst % (t.map.swizzle128 ? 1024 : 128)) fail_at(f, "misaligned: TMA destination", s);
@@ -145,7 +146,8 @@ void wgmma_all(void* const (&arg)[32], uint32_t mask) {
   Block& b = *f.block;
   for (size_t i = 0; i < first.end; ++i) {
     const Wgmma& op = f.wgmmas[i];
-    if (op.a >> 62 != 1 || op.b >> 62 != 1) fail_at(f, "wgmma: only the K-major descriptor with 128-byte swizzle is emulated", op.site);
+    if (op.a >> 62 != 1 || op.b >> 62 != 1)
+      fail_at(f, "wgmma: only the K-major descriptor with 128-byte swizzle is emulated", op.site);
     const auto at = [&](uint64_t desc, unsigned row, unsigned k) {
       const uint32_t offset = operand_offset(desc, row, k);
       require_shared(f, b.smem + offset, 2, "wgmma operand", op.site);

@@ -99,7 +99,8 @@ std::string check_device_range(uintptr_t p, size_t n) {
     const size_t offset = p - a.begin;
     if (offset < a.size || (offset == a.size && n == 0)) {
       if (n <= a.size - offset) return {};
-      return std::to_string(n) + " bytes at offset " + std::to_string(offset) + " of a " + std::to_string(a.size) + "-byte buffer";
+      return std::to_string(n) + " bytes at offset " + std::to_string(offset) + " of a " + std::to_string(a.size) +
+             "-byte buffer";
     }
   }
   char b[64];

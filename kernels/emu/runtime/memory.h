@@ -16,7 +16,7 @@ struct Alloc {
   size_t size = 0;
   uintptr_t map_begin = 0;  // with guard pages
   size_t map_bytes = 0;
-  Cell* shadow = nullptr;   // race-check state, one cell per 4 bytes; made by the first checked access
+  Cell* shadow = nullptr;  // race-check state, one cell per 4 bytes; made by the first checked access
 
   Alloc() = default;
   Alloc(const Alloc&) = delete;

@@ -11,7 +11,8 @@ struct MmaArg {
   const uint32_t* a;
   uint32_t b[2];
 };
-template <float (*CVT)(uint32_t)> void mma_all(void* const (&arg)[32], uint32_t mask) {
+template <float (*CVT)(uint32_t)>
+void mma_all(void* const (&arg)[32], uint32_t mask) {
   if (mask != 0xffffffffu) fail_at(current(), "mma: needs a full warp", current().site);
   float A[16][16], B[16][8], C[16][8];
   for (int l = 0; l < 32; ++l) {
@@ -45,7 +46,8 @@ struct LdmatrixArg {
   const unsigned char* row;
   int matrices;
 };
-template <bool TRANSPOSED> void ldmatrix_all(void* const (&arg)[32], uint32_t mask) {
+template <bool TRANSPOSED>
+void ldmatrix_all(void* const (&arg)[32], uint32_t mask) {
   if (mask != 0xffffffffu) fail_at(current(), "ldmatrix: needs a full warp", current().site);
   for (int l = 0; l < 32; ++l) {
     const LdmatrixArg& a = *static_cast<LdmatrixArg*>(arg[l]);

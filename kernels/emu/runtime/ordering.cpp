@@ -15,7 +15,8 @@ void Seen::join(const Seen& o) {
     if (it == lanes.end()) lanes.push_back(l);
     else it->second = std::max(it->second, l.second);
   }
-  lanes.erase(std::remove_if(lanes.begin(), lanes.end(), [&](const auto& l) { return l.second <= v[l.first / 32u]; }), lanes.end());
+  lanes.erase(std::remove_if(lanes.begin(), lanes.end(), [&](const auto& l) { return l.second <= v[l.first / 32u]; }),
+              lanes.end());
 }
 
 namespace {

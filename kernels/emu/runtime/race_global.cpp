@@ -34,7 +34,8 @@ struct Checker {
   bool races(const Mark& m) const {
     if (!(m.bytes & mine.bytes) || (m.atomic && mine.atomic) || stale(m)) return false;
     bool open = true;
-    if (m.serial == b.serial) open = same_warp(m) ? (m.several || m.tid != mine.tid) && m.epoch == mine.epoch : m.clock > clocks.v[m.tid / 32u];
+    if (m.serial == b.serial)
+      open = same_warp(m) ? (m.several || m.tid != mine.tid) && m.epoch == mine.epoch : m.clock > clocks.v[m.tid / 32u];
     return open && !knows(f, m.serial, m.tid, m.clock);
   }
   [[noreturn]] void fail_with(const Mark& m, const char* kind) const {
@@ -64,7 +65,8 @@ struct Checker {
         return;
       }
       if (same_warp(r) && r.bytes == mine.bytes) {
-        const bool together = r.epoch == mine.epoch, several = together && (r.several || r.tid != mine.tid), atomic = mine.atomic && (!together || r.atomic);
+        const bool together = r.epoch == mine.epoch, several = together && (r.several || r.tid != mine.tid),
+                   atomic = mine.atomic && (!together || r.atomic);
         r = mine;
         r.several = several;
         r.atomic = atomic;
@@ -79,10 +81,12 @@ struct Checker {
 
 void check_global_race(Fiber& f, const Access& a, Alloc& alloc) {
   if (!alloc.shadow) {
-    void* p = mmap(nullptr, cells_of(alloc) * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, cells_of(alloc) * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     Cell* expected = nullptr;  // launches of two threads may share a buffer
-    if (!__atomic_compare_exchange_n(&alloc.shadow, &expected, static_cast<Cell*>(p), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) munmap(p, cells_of(alloc) * sizeof(Cell));
+    if (!__atomic_compare_exchange_n(&alloc.shadow, &expected, static_cast<Cell*>(p), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+      munmap(p, cells_of(alloc) * sizeof(Cell));
   }
   const Block& b = *f.block;
   const unsigned warp = a.tid / 32u;

@@ -1,4 +1,5 @@
-// Races in shared memory: per byte the last write, and the last read of every warp.
+// Races in shared memory: the last write, and the last read of every warp, of each byte. The four bytes of a word
+// share one record until an access takes only some of them.
 #include <new>
 #include <sys/mman.h>
 #include "check.h"
@@ -9,6 +10,7 @@ struct Write {
   uint32_t clock, epoch;
   uint16_t tid;
   bool atomic;
+  bool split;  // of a word's first byte: the others have records of their own
 };
 struct Read {
   uint32_t clock, epoch;
@@ -17,7 +19,7 @@ struct Read {
   bool atomic;
 };
 
-SharedShadow::SharedShadow(size_t static_size) : bytes(MAX_DYN_SMEM + static_size) {
+SharedShadow::SharedShadow(size_t static_size) : bytes((MAX_DYN_SMEM + static_size + 3) / 4 * 4) {
   const auto map = [](size_t n) {  // zeroed on first touch
     void* p = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
@@ -33,44 +35,77 @@ SharedShadow::~SharedShadow() {
 
 namespace {
 std::string name(uint16_t tid) { return tid == TMA_TID ? "the TMA unit" : "thread #" + std::to_string(tid); }
+
+struct Checker {
+  Fiber& f;
+  const Access& a;
+  const Block& b;
+  bool tma;
+  unsigned agent;  // whose clock moves: a warp, or the TMA unit
+  const Clocks& clocks;
+  uint32_t epoch;
+
+  // Whether an earlier access of thread `tid` is not ordered before this one.
+  bool unordered(uint16_t tid, uint32_t clock, uint32_t then, bool several) const {
+    const unsigned other = tid == TMA_TID ? TMA : tid / 32u;
+    const bool open =
+        other == agent && !tma ? (several || a.all_lanes || tid != a.tid) && then == epoch : clock > clocks.v[other];
+    return open && !knows(f, b.serial, tid, clock);
+  }
+  [[noreturn]] void race(const char* kind, uint16_t other) const {
+    report(f, a, "shared-memory race", " by " + name(a.tid) + " with a " + kind + " of " + name(other));
+  }
+  // One access to what the record stands for: a byte, or a whole word.
+  void access(Write& w, Read* r) const {
+    if (w.clock && !(w.atomic && a.atomic) && unordered(w.tid, w.clock, w.epoch, false)) race("write", w.tid);
+    if (!a.write) {
+      Read& m = r[agent];
+      const bool same = m.clock && m.epoch == epoch;
+      m = {clocks.v[agent], epoch, a.tid, a.all_lanes || (same && (m.several || m.tid != a.tid)),
+           a.atomic && (!same || m.atomic)};
+      return;
+    }
+    for (unsigned k = 0; k < b.nwarps; ++k)
+      if (r[k].clock && !(r[k].atomic && a.atomic) && unordered(r[k].tid, r[k].clock, r[k].epoch, r[k].several))
+        race("read", r[k].tid);
+    w.clock = b.clocks[agent].v[agent];
+    w.epoch = epoch;
+    w.tid = a.tid;
+    w.atomic = a.atomic;
+  }
+};
 }  // namespace
 
 void check_shared_race(Fiber& f, const Access& a, size_t offset) {
   Block& b = *f.block;
-  if (!b.shadow || b.shadow->bytes != MAX_DYN_SMEM + b.worker->static_size) b.shadow = std::make_unique<SharedShadow>(b.worker->static_size);
+  const size_t static_size = b.worker->static_size;
+  if (!b.shadow || b.shadow->bytes < MAX_DYN_SMEM + static_size) b.shadow = std::make_unique<SharedShadow>(static_size);
   const bool tma = a.tid == TMA_TID;
-  const unsigned me = tma ? TMA : a.tid / 32u;
-  const Clocks& clocks = a.clocks ? *a.clocks : b.clocks[me];
-  const uint32_t epoch = tma ? 0 : b.warps[me].epoch;
-  // whether an earlier access of thread `tid` is not ordered before this one
-  const auto unordered = [&](uint16_t tid, uint32_t clock, uint32_t then, bool several) {
-    const unsigned agent = tid == TMA_TID ? TMA : tid / 32u;
-    const bool open = agent == me && !tma ? (several || a.all_lanes || tid != a.tid) && then == epoch : clock > clocks.v[agent];
-    return open && !knows(f, b.serial, tid, clock);
-  };
-  const auto race = [&](const char* kind, uint16_t other) {
-    report(f, a, "shared-memory race", " by " + name(a.tid) + " with a " + kind + " of " + name(other));
-  };
-  for (uint32_t i = 0; i < a.bytes; ++i) {
-    Write& w = b.shadow->writes[offset + i];
-    Read* r = b.shadow->reads + (offset + i) * MAX_WARPS;
+  const unsigned agent = tma ? TMA : a.tid / 32u;
+  const Checker k{f, a, b, tma, agent, a.clocks ? *a.clocks : b.clocks[agent], tma ? 0 : b.warps[agent].epoch};
+  Write* const writes = b.shadow->writes;
+  // rows as wide as this block needs: what an earlier block left there is cleared with the serial
+  const auto reads = [&](size_t byte) { return b.shadow->reads + byte * b.nwarps; };
+  const size_t end = offset + a.bytes;
+  for (size_t word = offset & ~(size_t)3; word < end; word += 4) {
+    Write& w = writes[word];
     if (w.serial != b.serial) {
-      w = {b.serial, 0, 0, 0, false};
-      for (unsigned k = 0; k < b.nwarps; ++k) r[k] = {};
+      w = {b.serial, 0, 0, 0, false, false};
+      memset(reads(word), 0, b.nwarps * sizeof(Read));
     }
-    if (w.clock && !(w.atomic && a.atomic) && unordered(w.tid, w.clock, w.epoch, false)) race("write", w.tid);
-    if (!a.write) {
-      Read& m = r[me];
-      const bool same = m.clock && m.epoch == epoch;
-      m = {clocks.v[me], epoch, a.tid, a.all_lanes || (same && (m.several || m.tid != a.tid)), a.atomic && (!same || m.atomic)};
+    const bool whole = offset <= word && word + 4 <= end;
+    if (whole && !w.split) {
+      k.access(w, reads(word));
       continue;
     }
-    for (unsigned k = 0; k < b.nwarps; ++k)
-      if (r[k].clock && !(r[k].atomic && a.atomic) && unordered(r[k].tid, r[k].clock, r[k].epoch, r[k].several)) race("read", r[k].tid);
-    w.clock = b.clocks[me].v[me];
-    w.epoch = epoch;
-    w.tid = a.tid;
-    w.atomic = a.atomic;
+    if (!w.split) {
+      for (size_t i = 1; i < 4; ++i) {
+        writes[word + i] = w;
+        memcpy(reads(word + i), reads(word), b.nwarps * sizeof(Read));
+      }
+      w.split = true;
+    }
+    for (size_t i = word < offset ? offset : word; i < end && i < word + 4; ++i) k.access(writes[i], reads(i));
   }
 }
 }  // namespace emu

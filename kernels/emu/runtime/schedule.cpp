@@ -58,7 +58,8 @@ void find_static_shared(Worker& w) {
   w.static_size = found.size;
 }
 // Calls f(offset, size) for the parts of the thread-local block around `tls`.
-template <class F> void static_parts(const Worker& w, F f) {
+template <class F>
+void static_parts(const Worker& w, F f) {
   const size_t at = (size_t)(reinterpret_cast<char*>(&tls) - w.static_begin), after = at + sizeof tls;
   if (at) f((size_t)0, at);
   if (after < w.static_size) f(after, w.static_size - after);

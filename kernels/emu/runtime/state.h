@@ -10,12 +10,12 @@
 
 namespace emu {
 
-constexpr unsigned MAX_THREADS = 1024;                        // of a block
+constexpr unsigned MAX_THREADS = 1024;  // of a block
 constexpr unsigned MAX_WARPS = MAX_THREADS / 32;
 constexpr size_t PAGE = 4096;
-constexpr size_t STACK_OFFSET = 2 * PAGE;                     // slot: header page, guard page, stack
-constexpr size_t MAX_DYN_SMEM = 232448;                       // 227 KiB, the most any supported device gives a block
-constexpr unsigned TMA = MAX_WARPS, AGENTS = MAX_WARPS + 1;   // clock indices: one per warp, one for the TMA unit
+constexpr size_t STACK_OFFSET = 2 * PAGE;                    // slot: header page, guard page, stack
+constexpr size_t MAX_DYN_SMEM = 232448;                      // 227 KiB, the most any supported device gives a block
+constexpr unsigned TMA = MAX_WARPS, AGENTS = MAX_WARPS + 1;  // clock indices: one per warp, one for the TMA unit
 constexpr uint16_t TMA_TID = 0xffff;
 
 struct Block;
@@ -92,8 +92,8 @@ struct Fiber : Thread {  // at the base of its slot
   const void* spin_address;
   uint64_t spin_value;
   unsigned spins;
-  std::vector<CpAsync> copies;       // issued and not waited for, oldest first
-  std::vector<size_t> copy_groups;   // committed groups, as ends in `copies`
+  std::vector<CpAsync> copies;      // issued and not waited for, oldest first
+  std::vector<size_t> copy_groups;  // committed groups, as ends in `copies`
   std::vector<Wgmma> wgmmas;
   std::vector<size_t> wgmma_groups;
   KnowledgePtr known, pending, fenced;  // effective; read by atomics since the last fence; as of the last fence
@@ -121,14 +121,13 @@ struct Stats {
 
 // One launch, shared by the workers that run its blocks.
 struct Launch {
-  const char* name;
   void (*entry)(void**);
   void** params;
   uintptr_t params_begin, params_end;  // host memory that holds them
   dim3 grid, block;
   unsigned threads;
   size_t smem;
-  uint32_t order;        // 0 forward, 1 reverse, others seed a shuffle
+  uint32_t order;  // 0 forward, 1 reverse, others seed a shuffle
   bool checked;
   unsigned workers;
   uint32_t first_serial, blocks;
@@ -147,7 +146,7 @@ struct Block {
   uint32_t serial = 0;  // unique over all launches until it wraps
   char* slots = nullptr;
   unsigned capacity = 0, threads = 0, nwarps = 0, live = 0;
-  unsigned char* smem = nullptr;  // MAX_DYN_SMEM bytes and a guard page
+  unsigned char* smem = nullptr;    // MAX_DYN_SMEM bytes and a guard page
   std::vector<char> static_shared;  // image of the __shared__ variables while another block runs
   Warp warps[MAX_WARPS];
   Clocks clocks[AGENTS];
@@ -169,7 +168,7 @@ struct Worker {
   Launch* launch = nullptr;
   Block* current = nullptr;  // whose __shared__ variables are in place
   bool in_fiber = false;
-  bool productive = false;   // an atomic of the running block changed something
+  bool productive = false;  // an atomic of the running block changed something
   std::string error;
   Stats stats{};
   std::vector<std::unique_ptr<Block>> idle;

@@ -40,13 +40,17 @@ void warp_collective(Collective fn, void* arg, uint32_t mask, const char* what, 
 
 void sync_warp(uint32_t mask, Site s) { warp_collective(nullptr, nullptr, mask, "__syncwarp", s); }
 
-template <class F> static inline void shuffle_all(void* const (&a)[32], uint32_t mask, F source_of) {
+template <class F>
+static inline void shuffle_all(void* const (&a)[32], uint32_t mask, F source_of) {
   for (int l = 0; l < 32; ++l) {
     if (!(mask >> l & 1)) continue;
     ShuffleArg& s = *static_cast<ShuffleArg*>(a[l]);
     const int base = l & ~(s.width - 1), src = source_of(l, s, base);
     const bool in_segment = src >= base && src < base + s.width;
-    if (in_segment && !(mask >> src & 1)) fail_at(current(), "shuffle: lane " + std::to_string(l) + " reads lane " + std::to_string(src) + ", which is not in the mask", current().site);
+    if (in_segment && !(mask >> src & 1))
+      fail_at(current(),
+              "shuffle: lane " + std::to_string(l) + " reads lane " + std::to_string(src) + ", which is not in the mask",
+              current().site);
     s.out = in_segment ? static_cast<ShuffleArg*>(a[src])->in : s.in;
   }
 }
@@ -65,7 +69,7 @@ void shuffle_index(void* const (&a)[32], uint32_t m) {
 void vote(void* const (&a)[32], uint32_t mask) {
   uint32_t r = 0;
   for (int l = 0; l < 32; ++l)
-    if (mask >> l & 1) r |= (uint32_t) static_cast<ShuffleArg*>(a[l])->in << l;
+    if (mask >> l & 1) r |= (uint32_t)static_cast<ShuffleArg*>(a[l])->in << l;
   for (int l = 0; l < 32; ++l)
     if (mask >> l & 1) static_cast<ShuffleArg*>(a[l])->out = r;
 }

@@ -9,6 +9,13 @@
 //! fault, though, poisons the one primary context of the process, as on a GPU: a test that faults a kernel on purpose
 //! runs in a child process, or alone with [`reset_error`] after it.
 //!
+//! A kernel that waits for another thread or block in a loop must do so with an atomic or `__nanosleep`: there the
+//! emulator lets others run and tells a wait that nothing ends. Loops over a `volatile` alone are seen by the checked
+//! build only, and hang the plain one.
+//!
+//! Needs g++ and binutils to build, and a processor with AVX2, FMA and F16C. The crate's own tests
+//! (`cargo test --release -p arclet-emu`) are for the emulated driver only.
+//!
 //! | environment | meaning |
 //! |---|---|
 //! | `ARCLET_TEST_DRIVER=real` | tests use the machine's driver |
@@ -82,7 +89,7 @@ impl Schedule {
 pub struct Mode {
     /// Thread order.
     pub schedule: Schedule,
-    /// Whether every memory access is checked: bounds, alignment, races. Two to five times slower.
+    /// Whether every memory access is checked: bounds, alignment, races. About twice slower.
     pub checked: bool,
 }
 

@@ -1,6 +1,8 @@
 //! Planted defects: each must be reported with block, thread, and the line of the source; and correct kernels that
 //! look like them must pass.
 
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
 mod common;
 
 use arclet_emu::{ALL, Mode, Schedule, with_mode};
@@ -90,6 +92,10 @@ fn races_inside_a_block_are_named() {
     t.caught(k, shape(1, 64, 0), &[b, a, 3], &CHECKED, &["shared-memory race"]);
     let k = "emutest_global_no_syncthreads";
     t.caught(k, shape(1, 64, 0), &[a], &CHECKED, &["global-memory race:"]);
+    for k in ["emutest_half_words", "emutest_global_half_words"] {
+        t.passes(k, shape(1, 64, 0), &[a, 0], &CHECKED);
+        t.caught(k, shape(1, 64, 0), &[a, 1], &CHECKED, &["race: write of 2 bytes"]);
+    }
     t.passes("emutest_with_syncwarp", shape(2, 64, 1024), &[a], &PLAIN);
     t.passes("emutest_with_syncwarp", shape(1, 64, 1024), &[a], &CHECKED);
 }

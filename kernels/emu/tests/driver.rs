@@ -1,5 +1,7 @@
 //! cudarc, unmodified, on the emulated driver: memory, launches, capture and replay, manifests, settings per thread.
 
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
 mod common;
 
 use arclet_emu::{ALL, Mode, Schedule, stats, with_mode, with_schedule};

@@ -1,5 +1,7 @@
 //! What the environment decides before the first driver call: each test runs again in a child process.
 
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+
 mod common;
 
 use common::{Gpu, load_manifest, ptr, ran_in_child};

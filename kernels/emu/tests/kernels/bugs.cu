@@ -46,7 +46,22 @@ KERNEL(emutest_no_second_barrier)(const int* x, int* out, int tiles) {
 }
 KERNEL_EXPORT(emutest_no_second_barrier)
 
-// The same through global memory.
+// Neighbouring halves of one word belong to different threads, in shared and in global memory; with `shift` 1 two
+// threads meet in one half.
+KERNEL(emutest_half_words)(unsigned short* out, int shift) {
+  __shared__ unsigned short s[72];
+  unsigned short* const mine = s + threadIdx.x + (threadIdx.x == 5 ? shift : 0);
+  *mine = (unsigned short)threadIdx.x;  // bug: emutest_half_words
+  if (threadIdx.x < 2) reinterpret_cast<unsigned*>(s + 64)[threadIdx.x] = 7u;
+  out[threadIdx.x] = *mine;
+}
+KERNEL_EXPORT(emutest_half_words)
+KERNEL(emutest_global_half_words)(unsigned short* out, int shift) {
+  out[threadIdx.x + (threadIdx.x == 5 ? shift : 0)] = (unsigned short)threadIdx.x;  // bug: emutest_global_half_words
+}
+KERNEL_EXPORT(emutest_global_half_words)
+
+// Reads what other threads wrote to global memory, without a barrier.
 KERNEL(emutest_global_no_syncthreads)(int* out) {
   out[threadIdx.x] = (int)threadIdx.x;  // bug: emutest_global_no_syncthreads
   out[64 + threadIdx.x] = out[63 - threadIdx.x];  // bug: emutest_global_no_syncthreads

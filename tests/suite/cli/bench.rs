@@ -2,49 +2,33 @@
 //! what is measured, checked, counted and refused does.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::common::{data, root};
+use super::{Desk, Ended, ended, golden_weights};
 
-/// The program: the one that Cargo built beside these tests, or the one in a bundle.
-fn program() -> PathBuf {
-    let built = Path::new(env!("CARGO_BIN_EXE_arclet"));
-    if built.exists() { built.into() } else { root().join("arclet") }
-}
-
-/// The flow ViT of 16 tokens.
-fn tiny() -> PathBuf {
-    data("goldens/a1_flow_vit/weights.safetensors")
-}
-
-/// `arclet bench` of `model` with `flags`, separated by spaces; `folder` keeps the manifest of the emulated kernels.
-fn bench(folder: &Path, model: &Path, flags: &str) -> Command {
-    let mut command = Command::new(program());
-    command.arg("bench").arg("--model").arg(model).args(flags.split_whitespace());
+/// `arclet bench` with the emulated driver and its kernels, or with the machine's own.
+fn command(desk: &Desk, model: &str, flags: &str) -> Command {
+    let mut command = desk.command(&format!("bench --model {} {flags}", golden_weights(model)));
     if !arclet_emu::real_driver() {
-        let manifest = folder.join("kernels");
-        std::fs::write(&manifest, arclet_emu::manifest("80")).expect("manifest");
-        command.env("ARCLET_KERNEL_MANIFEST", manifest).envs(arclet_emu::env_for_child());
+        std::fs::write(desk.path("kernels"), arclet_emu::manifest("80")).expect("manifest");
+        command.env("ARCLET_KERNEL_MANIFEST", desk.path("kernels")).envs(arclet_emu::env_for_child());
     }
     command
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+/// The flow ViT of 16 tokens.
+const TINY: &str = "a1_flow_vit";
+
+fn run(model: &str, flags: &str) -> Ended {
+    ended(command(&Desk::new(), model, flags).output())
 }
 
 /// The rows that a run printed.
-fn rows(output: &Output) -> Vec<Value> {
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    serde_json::from_slice::<Vec<Value>>(&output.stdout).expect("a list of rows")
-}
-
-fn run(model: &Path, flags: &str) -> Output {
-    let folder = tempfile::tempdir().expect("folder");
-    bench(folder.path(), model, flags).output().expect("arclet runs")
+fn rows(end: &Ended) -> Vec<Value> {
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    serde_json::from_str(&end.stdout).expect("a list of rows")
 }
 
 /// `key` of each row, as compact JSON.
@@ -74,7 +58,7 @@ fn check_row(row: &Value) {
 fn bench_measures_everything_on_a_gpu() {
     let flags = "--device cuda --steps 2 --dtype f32,f16 --warmup 1 --iterations 3 --calls 4 --batches 1,2 --starts 2 \
                  --seconds 0 --threads 2 --json";
-    let rows = rows(&run(&tiny(), flags));
+    let rows = rows(&run(TINY, flags));
     rows.iter().for_each(check_row);
     let measures = ["latency", "calls", "throughput", "throughput", "cold"];
     assert_eq!(column(&rows, "measure"), [measures, measures].concat());
@@ -110,26 +94,25 @@ fn bench_measures_everything_on_a_gpu() {
 #[test]
 fn bench_counts_one_evaluation_less_for_the_notebooks_times() {
     let flags = "--device cuda --measure latency --time notebook --steps 4 --warmup 0 --iterations 1 --threads 2";
-    let output = run(&tiny(), flags);
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let table = text(&output.stdout);
+    let end = run(TINY, flags);
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    let table = end.stdout;
     let columns: Vec<&str> = table.lines().nth(1).expect("a row").split_whitespace().collect();
     assert_eq!(columns[..6], ["latency", "weights.safetensors", "f16", "1", "1", "3"], "{table}");
     assert!(
         table.contains("checked against the CPU in f32") && table.contains("1 runs after 0 warm-up runs"),
         "{table}"
     );
-    let refused = run(&tiny(), "--device cpu --time notebook --steps 1");
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("at least 2"), "{}", text(&refused.stderr));
+    let refused = run(TINY, "--device cpu --time notebook --steps 1");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("at least 2"), "{}", refused.stderr);
 }
 
 #[test]
 fn bench_guides_models_with_classes() {
-    let model = data("goldens/a3_nanodit/weights.safetensors");
     let flags = "--device cuda --dtype f32 --measure throughput --steps 1 --iterations 1 --batches 1 --seconds 0 \
                  --threads 2 --json";
-    let rows = rows(&run(&model, flags));
+    let rows = rows(&run("a3_nanodit", flags));
     assert_eq!(column(&rows, "guidance"), ["3.0", "1.0"]);
     assert_eq!(column(&rows, "batch"), ["1", "1"]);
     let operations = |row: &Value| row["gflops"].as_f64().expect("gflops") * row["p50_ms"].as_f64().expect("time");
@@ -142,34 +125,32 @@ fn bench_ends_the_sweep_when_memory_does() {
     if arclet_emu::real_driver() {
         return;
     }
-    let folder = tempfile::tempdir().expect("folder");
     let flags = "--device cuda --dtype f16 --measure throughput --steps 1 --iterations 1 --batches 1,4096,2 --seconds 0 \
                  --threads 2 --json";
-    let mut command = bench(folder.path(), &tiny(), flags);
-    let output = command.env("ARCLET_EMU_FAULT", "oom=8000000").output().expect("arclet runs");
-    let rows = rows(&output);
+    let desk = Desk::new();
+    let end = ended(command(&desk, TINY, flags).env("ARCLET_EMU_FAULT", "oom=8000000").output());
+    let rows = rows(&end);
     assert_eq!(column(&rows, "batch"), ["1"]);
-    let said = text(&output.stderr);
-    assert!(said.contains("throughput ends before batch 4096: out of cuda:0 memory"), "{said}");
+    let said = "throughput ends before batch 4096: out of cuda:0 memory";
+    assert!(end.stderr.contains(said), "{}", end.stderr);
 }
 
 #[test]
 fn bench_runs_without_a_gpu() {
-    let rows = rows(&run(&tiny(), "--device cpu --measure calls,cold --calls 5 --starts 1 --threads 2 --json"));
+    let rows = rows(&run(TINY, "--device cpu --measure calls,cold --calls 5 --starts 1 --threads 2 --json"));
     rows.iter().for_each(check_row);
     assert_eq!(column(&rows, "measure"), ["calls", "products", "cold"]);
     assert!(rows[0]["ratio_to_products"].as_f64().is_some_and(|r| r > 0.0));
     assert!(rows.iter().all(|r| r["gate"].is_null() && r["device_mb"].is_null() && r["threads"] == 2));
-    let refused = run(&tiny(), "--device cpu --measure latency");
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("needs a GPU"), "{}", text(&refused.stderr));
+    let refused = run(TINY, "--device cpu --measure latency");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("needs a GPU"), "{}", refused.stderr);
 }
 
 #[test]
 fn bench_follows_another_program() {
-    let folder = tempfile::tempdir().expect("folder");
-    let flags = "--device cuda --dtype f32 --steps 1 --threads 2 --follow";
-    let mut child = bench(folder.path(), &tiny(), flags)
+    let desk = Desk::new();
+    let mut child = command(&desk, TINY, "--device cuda --dtype f32 --steps 1 --threads 2 --follow")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -187,7 +168,7 @@ fn bench_follows_another_program() {
     }
     writeln!(stdin, "many").expect("asked");
     drop(stdin);
-    let ended = child.wait_with_output().expect("ended");
-    assert_eq!(ended.status.code(), Some(2));
-    assert!(text(&ended.stderr).contains("found \"many\""), "{}", text(&ended.stderr));
+    let end = ended(child.wait_with_output());
+    assert_eq!(end.code, 2);
+    assert!(end.stderr.contains("found \"many\""), "{}", end.stderr);
 }

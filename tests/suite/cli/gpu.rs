@@ -1,0 +1,111 @@
+//! `--device`: what is missing for a GPU is said, and with the emulated driver the whole program runs on one.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::{Desk, Ended, ended, golden_weights};
+use crate::common::relative_error;
+
+/// The program with the emulated driver where its loader looks first.
+fn on_emulated_gpu(desk: &Desk, arguments: &str) -> Command {
+    let mut command = desk.command(arguments);
+    let folder = Path::new(arclet_emu::LIBCUDA).parent().expect("the emulated driver lies in a folder");
+    command.env("LD_LIBRARY_PATH", folder);
+    command
+}
+
+fn run(command: &mut Command) -> Ended {
+    ended(command.output())
+}
+
+/// Whether the program runs against the machine's own driver, which these tests cannot take away.
+fn real_driver() -> bool {
+    arclet_emu::real_driver()
+}
+
+#[test]
+fn a_gpu_that_is_asked_for_and_not_there_is_an_error() {
+    if real_driver() {
+        return;
+    }
+    let desk = Desk::new();
+    let arguments = "sample --device cuda --n 1 --steps 1";
+    let end = run(on_emulated_gpu(&desk, arguments).env("ARCLET_EMU_FAULT", "no-device"));
+    assert_eq!(end.code, 4, "{}", end.stderr);
+    assert!(end.stderr.contains("no GPU"), "{}", end.stderr);
+    let end = run(&mut on_emulated_gpu(&desk, "sample --device cuda:7 --n 1 --steps 1"));
+    assert_eq!(end.code, 4);
+    assert!(end.stderr.contains("no GPU number 7"), "{}", end.stderr);
+    let end = run(on_emulated_gpu(&desk, arguments).env("ARCLET_EMU_FAULT", "old-driver"));
+    assert_eq!(end.code, 4);
+    assert!(end.stderr.contains("CUDA 11.4") && end.stderr.contains("12.0"), "{}", end.stderr);
+    assert!(desk.listing().is_empty());
+
+    let about = desk.json("doctor --json");
+    if about["driver"]["cuda"].is_null() {
+        for verb in ["sample --n 1 --steps 1", "bench --model lens-dit-s"] {
+            let end = desk.run(&format!("{verb} --device cuda"));
+            assert_eq!(end.code, 4);
+            assert!(end.stderr.contains("no NVIDIA driver"), "{}", end.stderr);
+        }
+        let advice = about["advice"].to_string();
+        assert!(advice.contains("driver"), "{advice}");
+    }
+}
+
+#[test]
+fn a_program_without_kernels_says_how_to_add_them() {
+    let desk = Desk::new();
+    let about = desk.json("doctor --json");
+    if real_driver() || !about["kernels"]["images"].as_array().unwrap().is_empty() {
+        return;
+    }
+    let end = run(&mut on_emulated_gpu(&desk, "sample --device cuda --n 1 --steps 1"));
+    assert_eq!(end.code, 4, "{}", end.stderr);
+    assert!(end.stderr.contains("no GPU kernels") && end.stderr.contains("tools/setup-cuda"), "{}", end.stderr);
+    assert!(about["advice"].to_string().contains("tools/setup-cuda && cargo build --release"), "{about}");
+}
+
+#[test]
+fn auto_takes_the_cpu_where_there_is_no_gpu_and_says_so() {
+    if real_driver() {
+        return;
+    }
+    let desk = Desk::new();
+    let end = run(on_emulated_gpu(&desk, "sample --n 1 --steps 1").env("ARCLET_EMU_FAULT", "no-device"));
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    let lines: Vec<&str> = end.stderr.lines().filter(|l| l.contains("using the CPU")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("no GPU"), "{}", end.stderr);
+    assert_eq!(desk.recipe("samples/samples.json")["device"], "cpu");
+}
+
+/// The whole way, from flags to files, through the driver and every kernel.
+#[test]
+fn the_program_samples_on_a_gpu_as_on_the_cpu() {
+    let desk = Desk::new();
+    let model = golden_weights("a3_nanodit");
+    let flags = format!("sample --model {model} --n 3 --steps 2 --dtype f32 --cfg-scale 2 --no-clamp --quiet");
+    desk.ok(&format!("{flags} --device cpu --out cpu.npy"));
+    let gpu = |arguments: &str| {
+        if real_driver() {
+            return desk.run(arguments);
+        }
+        std::fs::write(desk.path("manifest"), arclet_emu::manifest("80")).unwrap();
+        run(on_emulated_gpu(&desk, arguments).env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")))
+    };
+    let end = gpu(&format!("{flags} --device auto --batch 2 --out gpu.npy"));
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    assert_eq!(desk.recipe("gpu.json")["device"], "cuda");
+    let error = relative_error(&desk.images("gpu.npy").1, &desk.images("cpu.npy").1);
+    assert!(error < 1e-4, "relative error {error:.2e}");
+
+    let about: serde_json::Value = serde_json::from_str(&gpu("doctor --json").stdout).unwrap();
+    assert!(about["gpus"][0]["problem"].is_null() && about["gpus"][0]["device"] == "cuda:0", "{about}");
+    if !real_driver() {
+        assert!(about["kernels"]["manifest"].as_str().unwrap().ends_with("manifest"), "{about}");
+        std::fs::write(desk.path("manifest"), "something else").unwrap();
+        let end = run(on_emulated_gpu(&desk, "doctor").env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")));
+        assert_eq!(end.code, 3);
+        assert!(end.stderr.contains("manifest"), "{}", end.stderr);
+    }
+}
