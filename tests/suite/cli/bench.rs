@@ -8,9 +8,14 @@ use serde_json::Value;
 
 use super::{Desk, Ended, ended, golden_weights};
 
-/// `arclet bench` with the emulated driver and its kernels, or with the machine's own.
+/// `arclet bench` of a golden model.
 fn command(desk: &Desk, model: &str, flags: &str) -> Command {
-    let mut command = desk.command(&format!("bench --model {} {flags}", golden_weights(model)));
+    on_a_gpu(desk, &format!("bench --model {} {flags}", golden_weights(model)))
+}
+
+/// `arclet` with the emulated driver and its kernels, or with the machine's own.
+fn on_a_gpu(desk: &Desk, arguments: &str) -> Command {
+    let mut command = desk.command(arguments);
     if !arclet_emu::real_driver() {
         std::fs::write(desk.path("kernels"), arclet_emu::manifest("80")).expect("manifest");
         command.env("ARCLET_KERNEL_MANIFEST", desk.path("kernels")).envs(arclet_emu::env_for_child());
@@ -106,6 +111,23 @@ fn bench_counts_one_evaluation_less_for_the_notebooks_times() {
     let refused = run(TINY, "--device cpu --time notebook --steps 1");
     assert_eq!(refused.code, 2);
     assert!(refused.stderr.contains("at least 2"), "{}", refused.stderr);
+}
+
+#[test]
+fn bench_adds_the_published_evaluations_for_the_published_model() {
+    // A folder of that name holds the tiny model here.
+    let desk = Desk::new();
+    std::fs::create_dir(desk.path("vit-b16")).expect("folder");
+    std::fs::copy(golden_weights(TINY), desk.path("vit-b16/model.safetensors")).expect("weights");
+    let flags = "--device cuda --dtype f32 --measure latency,calls --steps 3 --warmup 0 --iterations 1 --calls 1 \
+                 --threads 2 --model ./vit-b16 --json";
+    let mut command = on_a_gpu(&desk, &format!("bench {flags}"));
+    let rows = rows(&ended(command.output()));
+    rows.iter().for_each(check_row);
+    assert_eq!(column(&rows, "measure"), ["latency", "latency", "calls"]);
+    assert_eq!(column(&rows, "time"), ["train", "notebook", "train"]);
+    assert_eq!(column(&rows, "evaluations"), ["3", "2", "3"]);
+    assert!(rows[0]["gate"] != rows[1]["gate"] && rows[0]["gate"] == rows[2]["gate"], "each schedule has its check");
 }
 
 #[test]
