@@ -61,8 +61,9 @@ pub struct DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        // Freed on the stream, so a graph that another thread records would take the free in.
-        let _use = self.inner.use_stream();
+        // Freed on the stream, so a graph that another thread records would take the free in. Without a context, which
+        // only a broken driver takes away, nothing can be freed or recorded.
+        let _use = self.inner.enter();
         drop(self.slice.take());
     }
 }
