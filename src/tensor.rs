@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::device::{Buffer, Device, wrong_place};
+use crate::device::{Buffer, Device, cpu, wrong_place};
 use crate::error::{Error, Result};
 
 /// Element type of stored numbers.
@@ -28,6 +28,11 @@ impl DType {
             Self::F32 | Self::U32 => 4,
             Self::F64 => 8,
         }
+    }
+
+    /// What a model of this type sums in and keeps images in: f64 for f64, else f32.
+    pub fn wide(self) -> Self {
+        if self == Self::F64 { Self::F64 } else { Self::F32 }
     }
 
     /// Name used in kernel names, flags and recipes.
@@ -198,9 +203,9 @@ impl Tensor {
     pub fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Result<Self> {
         let n = elements(shape)?;
         let buffer = match (device, dtype) {
-            (Device::Cpu(_), DType::F64) => Buffer::F64(vec![0.0; n]),
-            (Device::Cpu(_), DType::U32) => Buffer::U32(vec![0; n]),
-            (Device::Cpu(_), _) => Buffer::F32(vec![0.0; n]),
+            (Device::Cpu(_), DType::F64) => Buffer::F64(host_zeros(n)?),
+            (Device::Cpu(_), DType::U32) => Buffer::U32(host_zeros(n)?),
+            (Device::Cpu(_), _) => Buffer::F32(host_zeros(n)?),
             (Device::Cuda(_), DType::F64) => return Err(Error::Runtime("f64 tensors exist on the CPU only".into())),
             (Device::Cuda(cuda), _) => Buffer::Cuda(cuda.alloc(n * dtype.size())?),
         };
@@ -218,7 +223,9 @@ impl Tensor {
     pub fn from_f64(device: &Device, dtype: DType, shape: &[usize], values: &[f64]) -> Result<Self> {
         if let (Device::Cpu(_), DType::F64) = (device, dtype) {
             check_len(shape, values.len())?;
-            return Ok(Self { shape: shape.to_vec(), dtype, buffer: Buffer::F64(values.to_vec()) });
+            let mut tensor = Self::zeros(device, dtype, shape)?;
+            tensor.host_mut()?.copy_from_slice(values);
+            return Ok(tensor);
         }
         let narrow: Vec<f32> = values.iter().map(|&v| v as f32).collect();
         Self::from_f32(device, dtype, shape, &narrow)
@@ -320,21 +327,25 @@ impl Tensor {
     /// All elements, widened (f16, bf16) or narrowed (f64).
     pub fn to_f32(&self, device: &Device) -> Result<Vec<f32>> {
         match (&self.buffer, device) {
-            (Buffer::F32(v), _) => Ok(v.clone()),
+            (Buffer::F32(v), _) => {
+                let mut out = host_zeros(v.len())?;
+                out.copy_from_slice(v);
+                Ok(out)
+            }
             (Buffer::F64(v), _) => Ok(v.iter().map(|&x| x as f32).collect()),
             (Buffer::Cuda(buffer), Device::Cuda(cuda)) => match self.dtype {
                 DType::F32 => {
-                    let mut out = vec![0f32; self.len()];
+                    let mut out: Vec<f32> = host_zeros(self.len())?;
                     cuda.download(buffer, bytemuck::cast_slice_mut(&mut out))?;
                     Ok(out)
                 }
                 DType::F16 => {
-                    let mut out = vec![f16::ZERO; self.len()];
+                    let mut out: Vec<f16> = host_zeros(self.len())?;
                     cuda.download(buffer, bytemuck::cast_slice_mut(&mut out))?;
                     Ok(out.iter().map(|v| v.to_f32()).collect())
                 }
                 DType::BF16 => {
-                    let mut out = vec![bf16::ZERO; self.len()];
+                    let mut out: Vec<bf16> = host_zeros(self.len())?;
                     cuda.download(buffer, bytemuck::cast_slice_mut(&mut out))?;
                     Ok(out.iter().map(|v| v.to_f32()).collect())
                 }
@@ -385,6 +396,25 @@ impl Tensor {
             _ => Err(wrong_place()),
         }
     }
+}
+
+/// Allocations from this many bytes on are compared with the memory that is there: Linux grants more than it has, and
+/// ends the process when the memory is used.
+const LARGE: usize = 64 << 20;
+
+/// `n` zeros in host memory, or [`Error::OutOfMemory`].
+fn host_zeros<T: Default + Clone>(n: usize) -> Result<Vec<T>> {
+    let asked = n.saturating_mul(size_of::<T>());
+    let full = |free| Error::OutOfMemory { device: "cpu".into(), asked, free };
+    let available = if asked >= LARGE { cpu::available_memory() } else { None };
+    if let Some(free) = available.filter(|&free| free < asked) {
+        return Err(full(free));
+    }
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(n).map_err(|_| full(cpu::available_memory().unwrap_or(0)))?;
+    // Writes to every page, so that the next large allocation sees what is left.
+    zeros.resize(n, T::default());
+    Ok(zeros)
 }
 
 fn elements(shape: &[usize]) -> Result<usize> {

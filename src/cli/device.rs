@@ -4,6 +4,7 @@ use std::path::Path;
 
 use arclet::device::Device;
 use arclet::device::cpu::{Cpu, dispatch_level};
+pub use arclet::device::cuda::PROBE_MODULE;
 use arclet::device::cuda::{Cuda, probe};
 use arclet::device::images::KernelImages;
 use arclet::error::{Error, Result};
@@ -14,9 +15,6 @@ use super::report;
 
 /// Names a file that stands in for the embedded kernels: for tests, which run on an emulated driver.
 pub const MANIFEST_VARIABLE: &str = "ARCLET_KERNEL_MANIFEST";
-
-/// The module that every model needs: kernels for it mean kernels for the GPU.
-pub const PROBE_MODULE: &str = "linear";
 
 /// The device that `args` ask for. `auto` says in one line which one it took and why.
 ///
@@ -74,13 +72,8 @@ pub fn manifest_path() -> Option<std::ffi::OsString> {
 /// The first GPU that the kernels run on.
 fn first_usable(images: &KernelImages) -> Result<Cuda> {
     let mut reason = None;
-    for (ordinal, info) in probe()?.devices.iter().enumerate() {
-        let (major, minor) = info.compute_capability;
-        let opened = match (u32::try_from(major), u32::try_from(minor)) {
-            (Ok(major), Ok(minor)) => images.select(PROBE_MODULE, (major, minor)).map(drop),
-            _ => Err(Error::device(format!("{} has no compute capability", info.name))),
-        };
-        match opened.and_then(|()| Cuda::new(ordinal, images.clone())) {
+    for ordinal in 0..probe()?.devices.len() {
+        match Cuda::new(ordinal, images.clone()) {
             Ok(cuda) => return Ok(cuda),
             Err(e) => reason = reason.or(Some(e)),
         }

@@ -9,7 +9,7 @@ use arclet::device::Device;
 use arclet::error::{Error, Result};
 use arclet::flow::run::{Job, Noise, auto_batch, draw};
 use arclet::flow::sampler::{Sampler, SamplerOptions};
-use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
+use arclet::flow::schedule::{MAX_STEPS, Schedule, Solver, TimeConvention};
 use arclet::io::{NonFinite, read_npy_f32, sha256_file};
 use arclet::models::config::Classes;
 use clap::Args;
@@ -220,7 +220,7 @@ fn schedule(args: &SampleArgs, convention: TimeConvention) -> Result<Schedule> {
             TimeConvention::Train => "1",
             TimeConvention::Notebook => "2 with --time notebook",
         };
-        Error::usage(format!("--steps {}: at least {least} expected", args.steps))
+        Error::usage(format!("--steps {}: at least {least} and at most {MAX_STEPS} expected", args.steps))
     })
 }
 

@@ -34,9 +34,12 @@ impl Cpu {
         self.pool.install(work)
     }
 
-    /// The dispatch level of this CPU, for instance `cpu (avx2+fma)`.
+    /// Dispatch level and, where the system tells, model of this CPU, for instance `cpu (avx2+fma, AMD EPYC 7B13)`.
     pub fn description(&self) -> String {
-        format!("cpu ({})", dispatch_level())
+        match model_name() {
+            Some(model) => format!("cpu ({}, {model})", dispatch_level()),
+            None => format!("cpu ({})", dispatch_level()),
+        }
     }
 }
 
@@ -47,17 +50,51 @@ pub fn available_memory() -> Option<usize> {
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// Name of the vector extension that the loops and `gemm` use on this machine.
+/// Marketing name of the CPU, where the system tells (Linux on x86).
+fn model_name() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Vector extensions that the loops are compiled for, beside what every x86-64 has.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vectors {
+    /// AVX-512 F, BW, DQ and VL, and [`Self::Avx2`].
+    Avx512,
+    /// AVX2 and FMA.
+    Avx2,
+    /// SSE2.
+    Sse2,
+}
+
+/// The widest that this machine has.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub fn vectors() -> Vectors {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        Vectors::Sse2
+    } else if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+    {
+        Vectors::Avx512
+    } else {
+        Vectors::Avx2
+    }
+}
+
+/// Name of the vector extension that the loops use on this machine.
 pub fn dispatch_level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") {
-            return "avx512";
+        match vectors() {
+            Vectors::Avx512 => "avx512",
+            Vectors::Avx2 => "avx2+fma",
+            Vectors::Sse2 => "sse2",
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "avx2+fma";
-        }
-        "sse2"
     }
     #[cfg(target_arch = "aarch64")]
     {

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, sys,
@@ -21,7 +22,13 @@ pub const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 /// Oldest CUDA driver API version that the calls used here exist in (`cuLaunchKernelEx`).
 pub const MIN_DRIVER_VERSION: i32 = 12_000;
 
-/// A GPU with its stream and kernels. Cloning shares them.
+/// The module that is loaded when a GPU is opened: every model needs its kernels.
+pub const PROBE_MODULE: &str = "linear";
+/// Most blocks of a grid in y and in z, on every GPU.
+const MAX_GRID_YZ: u32 = 65_535;
+
+/// A GPU with its stream and kernels. Cloning shares them, also with other threads: what they enqueue runs in one order,
+/// and while one thread records a graph the others wait.
 #[derive(Clone)]
 pub struct Cuda {
     inner: Arc<Inner>,
@@ -32,10 +39,15 @@ struct Inner {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     images: KernelImages,
+    driver_version: i32,
     compute_capability: (i32, i32),
+    /// Held for writing while a thread records a graph, for reading by every other use of the stream.
+    stream_use: RwLock<()>,
+    /// The thread that records.
+    recorder: Mutex<Option<ThreadId>>,
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, Arc<Function>>>,
-    usage: Arc<Usage>,
+    usage: Usage,
 }
 
 /// Bytes of the buffers that are alive, and the most there ever were at a time.
@@ -53,36 +65,47 @@ struct Function {
 
 /// Untyped device memory of one tensor.
 pub struct DeviceBuffer {
-    slice: CudaSlice<u8>,
-    usage: Arc<Usage>,
+    /// `None` only while it is dropped.
+    slice: Option<CudaSlice<u8>>,
+    inner: Arc<Inner>,
 }
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        self.usage.now.fetch_sub(self.slice.len(), Ordering::Relaxed);
+        if let Some(slice) = &self.slice {
+            self.inner.usage.now.fetch_sub(slice.len(), Ordering::Relaxed);
+        }
+        // Freed on the stream, so a graph that another thread records would take the free in. Without a context, which
+        // only a broken driver takes away, nothing can be freed or recorded.
+        let _use = self.inner.enter();
+        drop(self.slice.take());
     }
 }
 
 impl DeviceBuffer {
+    fn slice(&self) -> &CudaSlice<u8> {
+        self.slice.as_ref().expect("a buffer has its memory until it is dropped")
+    }
+
     /// Device address of the first byte.
-    pub fn address(&self) -> u64 {
-        let (pointer, _sync) = self.slice.device_ptr(self.slice.stream());
+    pub(crate) fn address(&self) -> u64 {
+        let (pointer, _sync) = self.slice().device_ptr(self.slice().stream());
         pointer
     }
 
     /// Size in bytes.
     pub fn len(&self) -> usize {
-        self.slice.len()
+        self.slice().len()
     }
 
     /// True for a buffer of no bytes.
     pub fn is_empty(&self) -> bool {
-        self.slice.len() == 0
+        self.slice().len() == 0
     }
 }
 
 /// One kernel launch, described once: pointers first, then one spec struct by value.
-pub struct Launch<'a> {
+pub(crate) struct Launch<'a> {
     /// The `.cu` file that holds the kernel.
     pub module: &'static str,
     /// Exported name.
@@ -102,6 +125,7 @@ pub struct Launch<'a> {
 /// A recorded CUDA graph, ready to launch on the device's stream.
 pub struct CudaGraph {
     graph: cudarc::driver::CudaGraph,
+    inner: Arc<Inner>,
 }
 
 // SAFETY: the driver lets a graph be used from any thread, one at a time, and `CudaGraph` is not `Sync`.
@@ -110,6 +134,7 @@ unsafe impl Send for CudaGraph {}
 impl CudaGraph {
     /// Enqueues the graph.
     pub fn launch(&self) -> Result<()> {
+        let _use = self.inner.enter()?;
         self.graph.launch().map_err(driver_error("graph launch"))
     }
 }
@@ -180,19 +205,42 @@ pub fn probe() -> Result<Probe> {
     Ok(Probe { driver_version, devices })
 }
 
+impl Inner {
+    /// Makes the GPU this thread's own and waits for the stream; every call of the driver comes after it.
+    fn enter(&self) -> Result<Option<RwLockReadGuard<'_, ()>>> {
+        self.context.bind_to_thread().map_err(driver_error("context"))?;
+        Ok(self.use_stream())
+    }
+
+    /// Waits while another thread records; the recording thread itself passes.
+    fn use_stream(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        // Poisoned locks are used on: they guard no data.
+        let recorder = *self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorder == Some(thread::current().id()) {
+            return None;
+        }
+        Some(self.stream_use.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// `12.4` from 12040.
+fn version(number: i32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
 impl Cuda {
     /// Opens GPU `ordinal` with the kernels in `images`.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no driver, it is older than [`MIN_DRIVER_VERSION`], there is no such GPU, it is
-    /// older than [`MIN_COMPUTE_CAPABILITY`], or `images` holds no kernels for it.
+    /// older than [`MIN_COMPUTE_CAPABILITY`], `images` holds no kernels for it, or the driver cannot load them (one that
+    /// is older than the nvcc that compiled them).
     pub fn new(ordinal: usize, images: KernelImages) -> Result<Self> {
         let probe = probe()?;
         if probe.driver_version < MIN_DRIVER_VERSION {
             return Err(Error::device(format!(
-                "the NVIDIA driver supports CUDA {}.{}; 12.0 or newer is needed",
-                probe.driver_version / 1000,
-                probe.driver_version % 1000 / 10
+                "the NVIDIA driver supports CUDA {}; 12.0 or newer is needed",
+                version(probe.driver_version)
             )));
         }
         let info = probe.devices.get(ordinal).ok_or_else(|| {
@@ -218,13 +266,18 @@ impl Cuda {
             ordinal,
             stream,
             images,
+            driver_version: probe.driver_version,
             compute_capability: info.compute_capability,
+            stream_use: RwLock::default(),
+            recorder: Mutex::default(),
             context,
             modules: Mutex::default(),
             functions: Mutex::default(),
-            usage: Arc::default(),
+            usage: Usage::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let cuda = Self { inner: Arc::new(inner) };
+        cuda.module(PROBE_MODULE)?;
+        Ok(cuda)
     }
 
     /// `cuda:0`.
@@ -243,13 +296,14 @@ impl Cuda {
     /// # Errors
     /// [`Error::OutOfMemory`] with the bytes that are free.
     pub fn alloc(&self, bytes: usize) -> Result<DeviceBuffer> {
+        let _use = self.inner.enter()?;
         // The driver refuses an allocation of nothing.
         match self.inner.stream.alloc_zeros::<u8>(bytes.max(1)) {
             Ok(slice) => {
-                let usage = self.inner.usage.clone();
+                let usage = &self.inner.usage;
                 let now = usage.now.fetch_add(slice.len(), Ordering::Relaxed) + slice.len();
                 usage.peak.fetch_max(now, Ordering::Relaxed);
-                Ok(DeviceBuffer { slice, usage })
+                Ok(DeviceBuffer { slice: Some(slice), inner: self.inner.clone() })
             }
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let (free, _) = self.inner.context.mem_get_info().unwrap_or((0, 0));
@@ -261,19 +315,27 @@ impl Cuda {
 
     /// Copies host bytes to the start of `to` and waits for the copy.
     pub fn upload(&self, from: &[u8], to: &mut DeviceBuffer) -> Result<()> {
-        self.inner.stream.memcpy_htod(from, &mut to.slice).map_err(driver_error("copy to the device"))?;
-        self.synchronize()
+        let _use = self.inner.enter()?;
+        let to = to.slice.as_mut().expect("a buffer has its memory until it is dropped");
+        self.inner.stream.memcpy_htod(from, to).map_err(driver_error("copy to the device"))?;
+        self.wait()
     }
 
     /// Copies the first `to.len()` bytes of `from` to the host and waits for the copy.
     pub fn download(&self, from: &DeviceBuffer, to: &mut [u8]) -> Result<()> {
-        let view = from.slice.slice(..to.len());
+        let _use = self.inner.enter()?;
+        let view = from.slice().slice(..to.len());
         self.inner.stream.memcpy_dtoh(&view, to).map_err(driver_error("copy from the device"))?;
-        self.synchronize()
+        self.wait()
     }
 
     /// Waits for the stream.
     pub fn synchronize(&self) -> Result<()> {
+        let _use = self.inner.enter()?;
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<()> {
         self.inner.stream.synchronize().map_err(driver_error("kernel"))
     }
 
@@ -312,6 +374,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Device`].
     pub fn record(&self, event: &Event) -> Result<()> {
+        let _use = self.inner.enter()?;
         event.event.record(&self.inner.stream).map_err(driver_error("event record"))
     }
 
@@ -323,8 +386,17 @@ impl Cuda {
         start.event.elapsed_ms(&end.event).map(f64::from).map_err(driver_error("event"))
     }
 
-    /// Enqueues one kernel.
-    pub fn launch(&self, launch: &Launch) -> Result<()> {
+    /// Enqueues one kernel. Addresses and spec are taken as they come: the operations check what they point to.
+    pub(crate) fn launch(&self, launch: &Launch) -> Result<()> {
+        let [_, y, z] = launch.grid;
+        if y > MAX_GRID_YZ || z > MAX_GRID_YZ {
+            return Err(Error::Runtime(format!(
+                "launch of {}: a grid of {y} by {z} blocks in y and z, at most {MAX_GRID_YZ} each expected; take a \
+                 smaller batch",
+                launch.kernel
+            )));
+        }
+        let _use = self.inner.enter()?;
         let function = self.function(launch)?;
         let mut pointers: Vec<u64> = launch.pointers.to_vec();
         let mut params: Vec<*mut c_void> = pointers.iter_mut().map(|p| (p as *mut u64).cast()).collect();
@@ -344,7 +416,6 @@ impl Cuda {
             attrs: std::ptr::null_mut(),
             numAttrs: 0,
         };
-        self.inner.context.bind_to_thread().map_err(driver_error("context"))?;
         // SAFETY: `params` holds one pointer per kernel parameter, each to a live value of the parameter's size (the
         // ops state the kernel's signature; a test compares every spec struct with the C side).
         let status = unsafe {
@@ -355,6 +426,7 @@ impl Cuda {
 
     /// Records what `work` launches into a graph; see [`super::Device::capture`].
     pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<CudaGraph> {
+        let _recording = self.begin_recording()?;
         let stream = &self.inner.stream;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).map_err(driver_error("begin capture"))?;
@@ -363,7 +435,28 @@ impl Cuda {
         let ended = stream.end_capture(sys::CUgraphInstantiate_flags(0));
         worked?;
         let graph = ended.map_err(driver_error("end capture"))?;
-        graph.map(|graph| CudaGraph { graph }).ok_or_else(|| Error::device("capture recorded no work"))
+        let inner = self.inner.clone();
+        graph.map(|graph| CudaGraph { graph, inner }).ok_or_else(|| Error::device("capture recorded no work"))
+    }
+
+    /// Keeps other threads off the stream until the value is dropped.
+    fn begin_recording(&self) -> Result<impl Drop + '_> {
+        struct Recording<'a> {
+            inner: &'a Inner,
+            _alone: RwLockWriteGuard<'a, ()>,
+        }
+        impl Drop for Recording<'_> {
+            fn drop(&mut self) {
+                *self.inner.recorder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+        }
+        let (me, recorder) = (Some(thread::current().id()), &self.inner.recorder);
+        if *recorder.lock().unwrap_or_else(PoisonError::into_inner) == me {
+            return Err(Error::device("a graph cannot be recorded inside another"));
+        }
+        let alone = self.inner.stream_use.write().unwrap_or_else(PoisonError::into_inner);
+        *recorder.lock().unwrap_or_else(PoisonError::into_inner) = me;
+        Ok(Recording { inner: &self.inner, _alone: alone })
     }
 
     fn function(&self, launch: &Launch) -> Result<Arc<Function>> {
@@ -408,11 +501,16 @@ impl Cuda {
         }
         let (major, minor) = self.inner.compute_capability;
         let image = self.inner.images.select(name, (major as u32, minor as u32))?;
-        let module = self
-            .inner
-            .context
-            .load_module(Ptx::from_binary(image.bytes()?))
-            .map_err(|e| Error::device(format!("cannot load the kernels of {name}: {}", describe(e))))?;
+        let module = self.inner.context.load_module(Ptx::from_binary(image.bytes()?)).map_err(|e| {
+            let nvcc = self.inner.images.nvcc().map_or(String::new(), |v| format!(", compiled by nvcc {v}"));
+            Error::device(format!(
+                "the NVIDIA driver, which supports CUDA {}, cannot load the kernels of {name} ({}{nvcc}): {}; a \
+                     newer driver or an nvcc that is no newer than the driver helps",
+                version(self.inner.driver_version),
+                image.target,
+                describe(e)
+            ))
+        })?;
         modules.insert(name, module.clone());
         Ok(module)
     }

@@ -87,6 +87,9 @@ impl KernelImage {
     }
 }
 
+/// The compute capability that machine code of lower minors is not promised to run on.
+const JETSON_ORIN: (u32, u32) = (8, 7);
+
 /// The kernels that a `Cuda` device may load.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelImages {
@@ -120,7 +123,8 @@ impl KernelImages {
     }
 
     /// The image of `module` for a GPU of this compute capability (major, minor): its own machine code, else that of the
-    /// nearest lower minor, else PTX.
+    /// nearest lower minor, else PTX. Capability 8.7 (Jetson Orin) runs no machine code of 8.0 to 8.6: NVIDIA promises that
+    /// code of a lower minor runs for desktop GPUs only.
     ///
     /// # Errors
     /// A device error that names what this binary has, when nothing fits.
@@ -128,7 +132,9 @@ impl KernelImages {
         let rank = |target: ImageTarget| match target {
             ImageTarget::Manifest => Some((3, 0)),
             ImageTarget::Cubin { major: j, minor: n, .. } if (j, n) == (major, minor) => Some((2, 0)),
-            ImageTarget::Cubin { major: j, minor: n, feature_a: false } if j == major && n < minor => Some((1, n)),
+            ImageTarget::Cubin { major: j, minor: n, feature_a: false } if j == major && n < minor => {
+                ((major, minor) != JETSON_ORIN).then_some((1, n))
+            }
             ImageTarget::Ptx(capability) if capability <= major * 10 + minor => Some((0, capability)),
             _ => None,
         };
@@ -216,7 +222,7 @@ mod tests {
         let all = images(&[PTX, SM_80, SM_86, SM_89, SM_90A]);
         assert_eq!(chosen(&all, (8, 0)), SM_80);
         assert_eq!(chosen(&all, (8, 6)), SM_86);
-        assert_eq!(chosen(&all, (8, 7)), SM_86);
+        assert_eq!(chosen(&all, (8, 7)), PTX);
         assert_eq!(chosen(&all, (8, 9)), SM_89);
         assert_eq!(chosen(&all, (9, 0)), SM_90A);
         assert_eq!(chosen(&all, (10, 0)), PTX);

@@ -53,7 +53,8 @@ impl Device {
         }
     }
 
-    /// One line about the hardware that decides the last bits of a result: CPU dispatch level or GPU model.
+    /// One line about the hardware that decides the last bits of a result: CPU model (its cache sizes decide how `gemm`
+    /// blocks its sums) and dispatch level, or GPU model.
     pub fn description(&self) -> String {
         match self {
             Self::Cpu(cpu) => cpu.description(),

@@ -18,11 +18,17 @@ pub struct SamplerOptions {
     pub clamp: bool,
 }
 
+/// Most evaluations that are recorded as one graph. A graph of one evaluation has about a hundred nodes; a longer run
+/// records one and launches it once per evaluation, which costs the host a launch each but takes no more memory.
+pub const MAX_GRAPH_EVALUATIONS: usize = 200;
+
 /// Draws batches of images from one model along one schedule. Buffers are allocated once; on a GPU the whole loop is
-/// one graph, recorded when the sampler is made.
+/// one graph, recorded when the sampler is made, or of more than [`MAX_GRAPH_EVALUATIONS`] one graph per evaluation.
 pub struct Sampler<'m> {
     // Before the buffers that it reads, so that it goes first.
     graph: Option<Graph>,
+    /// How often the graph is launched in a run.
+    launches: usize,
     model: &'m Model,
     batch: usize,
     times: Vec<f64>,
@@ -42,12 +48,30 @@ impl<'m> Sampler<'m> {
     /// A sampler of `batch` images at a time.
     ///
     /// # Errors
-    /// [`Error::Usage`] for guidance on an unconditional model or an empty batch; [`Error::Input`] for a model that
-    /// predicts no velocity; [`Error::OutOfMemory`].
+    /// [`Error::Usage`] for guidance on an unconditional model or by a scale that is not finite, and for a batch that is
+    /// empty or too large to count; [`Error::Input`] for a model that predicts no velocity; [`Error::OutOfMemory`].
     pub fn new(model: &'m Model, schedule: &Schedule, batch: usize, options: SamplerOptions) -> Result<Self> {
+        Self::with_graphs_of(MAX_GRAPH_EVALUATIONS, model, schedule, batch, options)
+    }
+
+    /// The same, where a run of more than `limit` evaluations records one evaluation and not the whole loop. The images
+    /// do not depend on it.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_graphs_of(
+        limit: usize,
+        model: &'m Model,
+        schedule: &Schedule,
+        batch: usize,
+        options: SamplerOptions,
+    ) -> Result<Self> {
         let config = &model.config;
         if let Some(problem) = config.sampling_problem() {
             return Err(Error::input(&model.origin, problem));
+        }
+        if !options.guidance.is_finite() {
+            return Err(Error::usage(format!("guidance scale {}: a finite number expected", options.guidance)));
         }
         let guided = options.guidance != 1.0;
         if guided && config.classes.is_none() {
@@ -62,7 +86,9 @@ impl<'m> Sampler<'m> {
         }
         let device = &model.device;
         // Guidance runs the conditional and the unconditional model as one batch of twice the size.
-        let model_batch = if guided { 2 * batch } else { batch };
+        let model_batch = batch
+            .checked_mul(if guided { 2 } else { 1 })
+            .ok_or_else(|| Error::usage(format!("a batch of {batch} images is too large")))?;
         let shape = [batch, config.in_channels, config.image_size, config.image_size];
         // As many as one batch can differ in; a run with fewer repeats one.
         let labels = vec![0u32; config.label_rows().min(if guided { batch + 1 } else { batch })];
@@ -81,13 +107,17 @@ impl<'m> Sampler<'m> {
             rows: Tensor::from_u32(device, &[model_batch], &vec![0; model_batch])?,
             times: schedule.times.clone(),
             graph: None,
+            launches: 0,
             model,
         };
         if device.has_graphs() {
             // Recording must not load code, so every kernel runs once before it, on a state that is all zeros.
             sampler.trajectory(1)?;
             device.synchronize()?;
-            sampler.graph = device.capture(|| sampler.trajectory(sampler.times.len()))?;
+            let evaluations = sampler.times.len();
+            let (recorded, launches) = if evaluations <= limit { (evaluations, 1) } else { (1, evaluations) };
+            sampler.graph = device.capture(|| sampler.trajectory(recorded))?;
+            sampler.launches = launches;
         }
         Ok(sampler)
     }
@@ -155,7 +185,7 @@ impl<'m> Sampler<'m> {
     pub fn enqueue(&mut self) -> Result<()> {
         let model = self.model;
         model.device.run(|| match &self.graph {
-            Some(graph) => graph.launch(),
+            Some(graph) => (0..self.launches).try_for_each(|_| graph.launch()),
             None => self.trajectory(self.times.len()),
         })
     }

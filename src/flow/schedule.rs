@@ -50,6 +50,9 @@ impl TimeConvention {
     }
 }
 
+/// Most steps of a schedule: far more than any model gains from, and a bound on what a run computes and keeps per step.
+pub const MAX_STEPS: usize = 100_000;
+
 /// The evaluations of one trajectory, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
@@ -60,13 +63,14 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `steps` steps of `solver`; computed in f64. `None` if there would be no evaluation.
+    /// `steps` steps of `solver`; computed in f64. `None` if there would be no evaluation, or for more than
+    /// [`MAX_STEPS`] steps.
     pub fn new(solver: Solver, steps: usize, convention: TimeConvention) -> Option<Self> {
         let intervals = match convention {
             TimeConvention::Train => steps,
             TimeConvention::Notebook => steps.saturating_sub(1),
         };
-        if intervals == 0 {
+        if intervals == 0 || steps > MAX_STEPS {
             return None;
         }
         let n = intervals as f64;
@@ -155,6 +159,8 @@ mod tests {
         assert_eq!(Schedule::new(Solver::Ab2, 10, TimeConvention::Train).unwrap().evaluations(), 10);
         assert_eq!(Schedule::new(Solver::Euler, 0, TimeConvention::Train), None);
         assert_eq!(Schedule::new(Solver::Euler, 1, TimeConvention::Notebook), None);
+        assert_eq!(Schedule::new(Solver::Heun, MAX_STEPS, TimeConvention::Train).unwrap().evaluations(), 2 * MAX_STEPS);
+        assert_eq!(Schedule::new(Solver::Euler, u32::MAX as usize, TimeConvention::Train), None);
         let last: Vec<bool> = train.steps.iter().map(|s| s.flags & LAST != 0).collect();
         assert!(last[49] && !last[..49].contains(&true));
     }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::linear::{matmul, matmul_t};
 use super::reduce::{max, sum_of};
 use super::simd::vectorized;
-use super::{expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
+use super::{expect, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
@@ -39,6 +39,10 @@ impl Heads<'_> {
     fn stride(&self) -> usize {
         self.tensor.last_dim()
     }
+    /// Whether `dim` elements from the offset on are in a row.
+    fn holds(&self, dim: usize) -> bool {
+        self.stride().checked_sub(self.offset).is_some_and(|rest| rest >= dim)
+    }
 }
 
 /// Queries per tile: of a CPU task, and of a block of the f32 kernel.
@@ -50,24 +54,26 @@ const QUERIES: usize = 64;
 /// packed tensor, or cross-attention with k and v of another length.
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit or HD is not a multiple of 8 from 8 (CPU) or 32 (GPU) to 128.
+/// [`Error::Runtime`] if types or shapes do not fit, HD is not a multiple of 8 from 8 (CPU) or 32 (GPU) to 128, or on a
+/// GPU an offset or row length is not a multiple of 8.
 pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, out: &mut Tensor) -> Result<()> {
-    let (images, dim) = (out.dim(0), out.last_dim());
-    let head_dim = dim / heads;
-    if dim % heads != 0 || !head_dim.is_multiple_of(8) || !(8..=128).contains(&head_dim) {
+    let (images, dim, dtype) = (out.dim(0), out.last_dim(), out.dtype());
+    let head_dim = dim / heads.max(1);
+    if head_dim * heads != dim || !head_dim.is_multiple_of(8) || !(8..=128).contains(&head_dim) {
         return Err(Error::Runtime(format!(
             "attention: {heads} heads do not divide {dim} channels into a multiple of 8 up to 128"
         )));
     }
-    expect_shape("attention output", out, &[images, q.len(), dim])?;
+    expect("attention output", out, dtype, &[images, q.len(), dim])?;
     for (name, x) in [("q", q), ("k", k), ("v", v)] {
-        if x.tensor.shape().len() != 3 || x.tensor.dim(0) != images || x.offset + dim > x.stride() {
+        if x.tensor.shape().len() != 3 || x.tensor.dim(0) != images || !x.holds(dim) {
             return Err(shape_error(
                 &format!("attention {name}"),
                 x.tensor.shape(),
-                &[images, x.len(), x.offset + dim],
+                &[images, x.len(), x.offset.saturating_add(dim)],
             ));
         }
+        expect(&format!("attention {name}"), x.tensor, dtype, x.tensor.shape())?;
     }
     if k.len() != v.len() || k.stride() != v.stride() {
         return Err(shape_error("attention v", v.tensor.shape(), k.tensor.shape()));
@@ -140,6 +146,11 @@ vectorized! {
 fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {
     if head_dim < 32 {
         return Err(Error::Runtime(format!("attention on a GPU: head size {head_dim}, 32 to 128 expected")));
+    }
+    if let Some(x) = [q, k, v].iter().find(|x| x.offset % 8 != 0 || x.stride() % 8 != 0) {
+        let (offset, stride) = (x.offset, x.stride());
+        let message = format!("attention on a GPU: offset {offset} in rows of {stride}, multiples of 8 expected");
+        return Err(Error::Runtime(message));
     }
     let spec = AttentionSpec {
         heads: to_i32(heads)?,

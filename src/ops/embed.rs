@@ -2,10 +2,10 @@
 //! from token sequences.
 
 use super::linear::silu;
-use super::{SpecLayout, expect_shape, launch_elementwise, round, shape_error, spec, to_i32, with_real};
+use super::{SpecLayout, expect, launch_elementwise, round, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 spec! {
     /// Geometry of `label_embed_fwd_*`.
@@ -54,13 +54,14 @@ impl Sinusoid {
 /// layers take, for every evaluation and each of the L labels in use. The caller checked the labels.
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit.
+/// [`Error::Runtime`] if types or shapes do not fit.
 pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &Tensor, c: &mut Tensor) -> Result<()> {
     let (evaluations, dim, count) = (time.dim(0), time.last_dim(), labels.len());
-    expect_shape("label embedding", c, &[evaluations * count, dim])?;
-    if table.last_dim() != dim {
-        return Err(shape_error("label table", table.shape(), &[table.dim(0), dim]));
-    }
+    let dtype = c.dtype();
+    expect("label embedding", c, dtype, &[evaluations * count, dim])?;
+    expect("time embedding", time, dtype, &[evaluations, dim])?;
+    expect("label table", table, dtype, &[table.dim(0), dim])?;
+    expect("labels", labels, DType::U32, &[count])?;
     match device {
         Device::Cpu(_) => {
             let labels = labels.host_u32()?;
@@ -89,7 +90,7 @@ pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &
 /// captured work follows them.
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit, or on the CPU if the counter or a row is past the table.
+/// [`Error::Runtime`] if types or shapes do not fit, or on the CPU if the counter or a row is past the table.
 pub fn condition(
     device: &Device,
     table: &Tensor,
@@ -99,7 +100,10 @@ pub fn condition(
     y: &mut Tensor,
 ) -> Result<()> {
     let dim = table.last_dim();
-    expect_shape("condition", y, &[rows.len(), dim])?;
+    expect("condition", y, table.dtype(), &[rows.len(), dim])?;
+    expect("condition table", table, y.dtype(), &[table.dim(0), dim])?;
+    expect("condition counter", counter, DType::U32, &[1])?;
+    expect("condition rows", rows, DType::U32, &[rows.len()])?;
     match device {
         Device::Cpu(_) => {
             let (first, rows) = (counter.host_u32()?[0] as usize * rows_per_step, rows.host_u32()?);
@@ -126,10 +130,10 @@ pub fn condition(
 /// x [B, T, D] += v [B, D], on every token.
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit.
+/// [`Error::Runtime`] if types or shapes do not fit.
 pub fn add_rows(device: &Device, x: &mut Tensor, v: &Tensor) -> Result<()> {
     let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("add_rows", x.shape(), &[0, 0, 0])) };
-    expect_shape("add_rows vector", v, &[batch, dim])?;
+    expect("add_rows vector", v, x.dtype(), &[batch, dim])?;
     match device {
         Device::Cpu(_) => {
             with_real!(x.dtype(), T => {
@@ -153,11 +157,11 @@ pub fn add_rows(device: &Device, x: &mut Tensor, v: &Tensor) -> Result<()> {
 /// added).
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit.
+/// [`Error::Runtime`] if types or shapes do not fit.
 pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("prepend_token", x.shape(), &[0, 0, 0])) };
-    expect_shape("class token", first, &[dim])?;
-    expect_shape("prepend_token output", y, &[batch, tokens + 1, dim])?;
+    expect("class token", first, x.dtype(), &[dim])?;
+    expect("prepend_token output", y, x.dtype(), &[batch, tokens + 1, dim])?;
     match device {
         Device::Cpu(_) => {
             with_real!(y.dtype(), T => {
@@ -181,10 +185,10 @@ pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor
 /// y [B, D] = token 0 of each image of x [B, T, D].
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit.
+/// [`Error::Runtime`] if types or shapes do not fit.
 pub fn take_token(device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("take_token", x.shape(), &[0, 0, 0])) };
-    expect_shape("take_token output", y, &[batch, dim])?;
+    expect("take_token output", y, x.dtype(), &[batch, dim])?;
     match device {
         Device::Cpu(_) => {
             with_real!(y.dtype(), T => {

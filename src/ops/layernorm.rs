@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::reduce::sum_of;
 use super::simd::vectorized;
-use super::{PerImage, expect_shape, round, spec, to_i32, to_u32, with_real};
+use super::{PerImage, expect, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
@@ -34,19 +34,19 @@ pub enum Affine<'a> {
 /// y [B, T, D] = affine((x - mean) / sqrt(var + eps)), statistics over D in f32.
 ///
 /// # Errors
-/// [`crate::error::Error::Runtime`] if shapes do not fit.
+/// [`crate::error::Error::Runtime`] if types or shapes do not fit.
 pub fn layernorm(device: &Device, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {
-    let (images, dim) = (x.dim(0), x.last_dim());
-    expect_shape("layernorm output", y, x.shape())?;
+    let (images, dim, dtype) = (x.dim(0), x.last_dim(), x.dtype());
+    expect("layernorm output", y, dtype, x.shape())?;
     match affine {
         Affine::Learned(weight, bias) => {
-            expect_shape("layernorm weight", weight, &[dim])?;
-            expect_shape("layernorm bias", bias, &[dim])?;
+            expect("layernorm weight", weight, dtype, &[dim])?;
+            expect("layernorm bias", bias, dtype, &[dim])?;
         }
         Affine::Modulated { shift, scale } => {
-            shift.check(images, dim)?;
-            scale.check(images, dim)?;
-            expect_shape("layernorm scale", scale.tensor, shift.tensor.shape())?;
+            shift.check(dtype, images, dim)?;
+            scale.check(dtype, images, dim)?;
+            expect("layernorm scale", scale.tensor, dtype, shift.tensor.shape())?;
         }
     }
     match device {

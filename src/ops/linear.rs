@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::reduce::dot;
 use super::simd::vectorized;
-use super::{PerImage, expect_shape, round, shape_error, spec, to_i32, to_u32, with_real};
+use super::{PerImage, expect, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
@@ -64,7 +64,7 @@ const MIN_GEMM_ROWS: usize = 16;
 /// overwritten.
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit, or the driver's errors.
+/// [`Error::Runtime`] if types or shapes do not fit, or the driver's errors.
 #[allow(clippy::too_many_arguments)]
 pub fn linear(
     device: &Device,
@@ -76,10 +76,13 @@ pub fn linear(
     y: &mut Tensor,
     workspace: &mut Tensor,
 ) -> Result<()> {
-    let (n, k) = (weight.dim(0), weight.last_dim());
+    let (n, k, dtype) = (weight.dim(0), weight.last_dim(), y.dtype());
     let images = x.dim(0);
+    expect("linear x", x, dtype, x.shape())?;
+    expect("linear weight", weight, dtype, &[n, k])?;
+    expect("linear workspace", workspace, workspace_dtype(dtype), workspace.shape())?;
     let geometry = Geometry { images, rows: x.len() / (images * k).max(1), n, k };
-    if x.last_dim() != k || y.last_dim() != n || x.len() / k != y.len() / n || y.dim(0) != images {
+    if n * k == 0 || x.last_dim() != k || y.last_dim() != n || x.len() / k != y.len() / n || y.dim(0) != images {
         return Err(Error::Runtime(format!(
             "linear: x {:?}, weight {:?} and y {:?} do not fit",
             x.shape(),
@@ -88,13 +91,14 @@ pub fn linear(
         )));
     }
     if let Some(bias) = bias {
-        expect_shape("linear bias", bias, &[n])?;
+        expect("linear bias", bias, dtype, &[n])?;
     }
     match residual {
-        Residual::Rows(rows) if rows.last_dim() != n || !geometry.rows.is_multiple_of(rows.dim(0)) => {
+        Residual::Rows(rows) if !geometry.rows.is_multiple_of(rows.dim(0)) => {
             return Err(shape_error("linear residual rows", rows.shape(), &[geometry.rows, n]));
         }
-        Residual::Gated(gate) => gate.check(images, n)?,
+        Residual::Rows(rows) => expect("linear residual rows", rows, dtype, &[rows.dim(0), n])?,
+        Residual::Gated(gate) => gate.check(dtype, images, n)?,
         _ => {}
     }
     if workspace.len() < workspace_len(device, images, geometry.rows, n, k) {
@@ -122,7 +126,7 @@ pub fn workspace_len(device: &Device, images: usize, rows: usize, n: usize, k: u
 
 /// Element type of the workspace in a model of type `model`: f32 sums, f64 in an f64 model.
 pub fn workspace_dtype(model: DType) -> DType {
-    if model == DType::F64 { DType::F64 } else { DType::F32 }
+    model.wide()
 }
 
 #[allow(clippy::too_many_arguments)]

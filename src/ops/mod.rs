@@ -70,11 +70,11 @@ impl PerImage<'_> {
         self.tensor.last_dim()
     }
 
-    fn check(&self, images: usize, dim: usize) -> Result<()> {
-        if self.tensor.dim(0) != images || self.offset + dim > self.stride() {
-            return Err(shape_error("per-image rows", self.tensor.shape(), &[images, self.offset + dim]));
+    fn check(&self, dtype: DType, images: usize, dim: usize) -> Result<()> {
+        if self.stride().checked_sub(self.offset).is_none_or(|rest| rest < dim) {
+            return Err(shape_error("per-image rows", self.tensor.shape(), &[images, self.offset.saturating_add(dim)]));
         }
-        Ok(())
+        expect("per-image rows", self.tensor, dtype, &[images, self.stride()])
     }
 }
 
@@ -82,8 +82,13 @@ fn shape_error(what: &str, found: &[usize], expected: &[usize]) -> Error {
     Error::Runtime(format!("{what}: shape {found:?} found, {expected:?} expected"))
 }
 
-fn expect_shape(what: &str, tensor: &Tensor, expected: &[usize]) -> Result<()> {
-    if tensor.shape() != expected { Err(shape_error(what, tensor.shape(), expected)) } else { Ok(()) }
+/// Refuses an operand of another type or shape: a kernel would read or write past its end.
+fn expect(what: &str, tensor: &Tensor, dtype: DType, shape: &[usize]) -> Result<()> {
+    if (tensor.dtype(), tensor.shape()) == (dtype, shape) {
+        return Ok(());
+    }
+    let (found, found_shape) = (tensor.dtype(), tensor.shape());
+    Err(Error::Runtime(format!("{what}: {found} {found_shape:?} found, {dtype} {shape:?} expected")))
 }
 
 /// Rounds a host tensor of f16 or bf16 values, computed in f32, to its type.
@@ -124,7 +129,8 @@ fn launch_elementwise(
     pointers: &[u64],
     spec: &[u8],
 ) -> Result<()> {
-    let grid = [to_u32(elements.div_ceil(256))?, 1, 1];
+    // Kernels count elements in 32 bits.
+    let grid = [to_u32(elements)?.div_ceil(256), 1, 1];
     cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec })
 }
 

@@ -1,6 +1,6 @@
 //! Images to rows of patches and back: index maps, so that patch embedding and the last layer are plain products.
 
-use super::{expect_shape, launch_elementwise, round, shape_error, spec, to_i32, with_real};
+use super::{expect, launch_elementwise, round, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -15,13 +15,15 @@ pub(super) const LAYOUT: super::SpecLayout = PatchSpec::LAYOUT;
 /// x [X, C, H, W] (always f32, or f64 in f64 models): image b is x[b mod X], so that guidance's two halves share x.
 ///
 /// # Errors
-/// [`crate::error::Error::Runtime`] if shapes do not fit.
+/// [`crate::error::Error::Runtime`] if types or shapes do not fit.
 pub fn patchify(device: &Device, x: &Tensor, patch: usize, y: &mut Tensor) -> Result<()> {
     let &[x_batch, channels, height, width] = x.shape() else {
         return Err(shape_error("patchify image", x.shape(), &[0, 0, 0, 0]));
     };
     let batch = y.dim(0);
-    expect_shape("patchify output", y, &[batch, (height / patch) * (width / patch), channels * patch * patch])?;
+    let dtype = y.dtype();
+    expect("patchify image", x, dtype.wide(), x.shape())?;
+    expect("patchify output", y, dtype, &[batch, (height / patch) * (width / patch), channels * patch * patch])?;
     match device {
         Device::Cpu(_) => {
             with_real!(y.dtype(), T => {
@@ -56,13 +58,13 @@ pub fn patchify(device: &Device, x: &Tensor, patch: usize, y: &mut Tensor) -> Re
 /// it.
 ///
 /// # Errors
-/// [`crate::error::Error::Runtime`] if shapes do not fit.
+/// [`crate::error::Error::Runtime`] if types or shapes do not fit.
 pub fn unpatchify(device: &Device, tokens: &Tensor, patch: usize, images: &mut Tensor) -> Result<()> {
     let &[batch, channels, height, width] = images.shape() else {
         return Err(shape_error("unpatchify image", images.shape(), &[0, 0, 0, 0]));
     };
     let expected = [batch, (height / patch) * (width / patch), channels * patch * patch];
-    expect_shape("unpatchify tokens", tokens, &expected)?;
+    expect("unpatchify tokens", tokens, images.dtype(), &expected)?;
     match device {
         Device::Cpu(_) => {
             with_real!(images.dtype(), T => {

@@ -23,18 +23,16 @@ macro_rules! vectorized {
                 fn avx2<T: crate::tensor::Real>($($arg: $kind),*) {
                     body::<T>($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: the processor has these features (and with them AVX2 and FMA).
-                    return unsafe { avx512::<T>($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                use crate::device::cpu::{Vectors, vectors};
+                match vectors() {
                     // SAFETY: the processor has these features.
-                    return unsafe { avx2::<T>($($arg),*) };
+                    Vectors::Avx512 => unsafe { avx512::<T>($($arg),*) },
+                    // SAFETY: the processor has these features.
+                    Vectors::Avx2 => unsafe { avx2::<T>($($arg),*) },
+                    Vectors::Sse2 => body::<T>($($arg),*),
                 }
             }
+            #[cfg(not(target_arch = "x86_64"))]
             body::<T>($($arg),*)
         }
     };

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::{SpecLayout, expect_shape, launch_elementwise, shape_error, spec, to_i32, with_real};
+use super::{SpecLayout, expect, launch_elementwise, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
 use crate::device::cuda::Launch;
 use crate::error::{Error, Result};
@@ -73,7 +73,7 @@ pub struct SolverOptions {
 /// Updates the state by the velocity v [B or 2B, C, H, W], by row `counter` of the table [E, 4] of [`SolverStep`]s.
 ///
 /// # Errors
-/// [`Error::Runtime`] if shapes do not fit.
+/// [`Error::Runtime`] if types or shapes do not fit.
 pub fn solver_step(
     device: &Device,
     state: &mut SolverState,
@@ -87,8 +87,11 @@ pub fn solver_step(
     if v.len() != expected {
         return Err(shape_error("solver velocity", v.shape(), &[expected]));
     }
-    expect_shape("solver base", &state.base, state.x.shape())?;
-    expect_shape("solver velocity before", &state.prev, state.x.shape())?;
+    for (name, tensor) in [("x", &state.x), ("base", &state.base), ("velocity before", &state.prev)] {
+        expect(&format!("solver {name}"), tensor, v.dtype().wide(), state.x.shape())?;
+    }
+    expect("solver table", table, DType::U32, &[table.dim(0), 4])?;
+    expect("solver counter", counter, DType::U32, &[1])?;
     match device {
         Device::Cpu(_) => {
             let row = counter.host_u32()?[0] as usize * 4;
@@ -161,8 +164,9 @@ fn cpu<T: Real>(state: &mut SolverState, v: &Tensor, step: SolverStep, options: 
 /// counter `[1]` += 1, after the last use of a row.
 ///
 /// # Errors
-/// The driver's, on a GPU.
+/// [`Error::Runtime`] for another tensor than a counter; the driver's, on a GPU.
 pub fn advance(device: &Device, counter: &mut Tensor) -> Result<()> {
+    expect("counter", counter, DType::U32, &[1])?;
     match device {
         Device::Cpu(_) => {
             counter.host_u32_mut()?[0] += 1;
@@ -193,7 +197,6 @@ pub fn step_table(device: &Device, steps: &[SolverStep]) -> Result<Tensor> {
 /// # Errors
 /// [`Error::OutOfMemory`].
 pub fn solver_state(device: &Device, model_dtype: DType, shape: &[usize]) -> Result<SolverState> {
-    let dtype = if model_dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let zeros = || Tensor::zeros(device, dtype, shape);
+    let zeros = || Tensor::zeros(device, model_dtype.wide(), shape);
     Ok(SolverState { x: zeros()?, base: zeros()?, prev: zeros()? })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use arclet::device::Device;
-use arclet::flow::sampler::{Sampler, SamplerOptions};
+use arclet::flow::sampler::{MAX_GRAPH_EVALUATIONS, Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::io::Checkpoint;
 use arclet::models::import::Import;
@@ -291,6 +291,56 @@ fn an_image_does_not_depend_on_its_neighbours_classes() {
             assert_ne!(alone, image(&noise, &[0, 1], guidance));
         }
     }
+}
+
+/// A run that is too long for one graph records one evaluation and replays it: the images stay the same.
+#[test]
+fn a_long_loop_replays_one_evaluation() {
+    let model = load("a3_nanodit", &cuda(), DType::F16);
+    let options = SamplerOptions { guidance: 2.0, clamp: true };
+    let draw = |limit: usize, solver: Solver, steps: usize, launches: u64| {
+        let schedule = Schedule::new(solver, steps, TimeConvention::Train).unwrap();
+        let mut sampler = Sampler::with_graphs_of(limit, &model, &schedule, 1, options).unwrap();
+        // Twice, so that the second run starts from the counter that the first one left.
+        let mut images = Vec::new();
+        for first in [0, 1] {
+            sampler.draw_noise(3, first).unwrap();
+            let before = if arclet_emu::real_driver() { 0 } else { arclet_emu::stats().graph_launches };
+            sampler.run(&[first as usize]).unwrap();
+            if !arclet_emu::real_driver() {
+                assert_eq!(arclet_emu::stats().graph_launches - before, launches);
+            }
+            images.extend(sampler.state().unwrap());
+        }
+        images.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    for solver in [Solver::Heun, Solver::Ab2] {
+        let evaluations = Schedule::new(solver, 6, TimeConvention::Train).unwrap().evaluations();
+        let whole = draw(evaluations, solver, 6, 1);
+        assert!(whole == draw(evaluations - 1, solver, 6, evaluations as u64), "{}", solver.name());
+    }
+    let long = MAX_GRAPH_EVALUATIONS + 1;
+    assert!(draw(MAX_GRAPH_EVALUATIONS, Solver::Euler, long, long as u64) == draw(long, Solver::Euler, long, 1));
+}
+
+#[test]
+fn guidance_and_batches_that_cannot_be_are_usage_errors() {
+    let model = load("a3_nanodit", &cpu(), DType::F32);
+    let schedule = Schedule::new(Solver::Euler, 1, TimeConvention::Train).unwrap();
+    for (guidance, batch, part) in [
+        (f32::NAN, 1, "finite"),
+        (f32::INFINITY, 1, "finite"),
+        (2.0, usize::MAX / 2 + 1, "too large"),
+        (2.0, 0, "at least 1"),
+    ] {
+        let options = SamplerOptions { guidance, clamp: true };
+        let error = Sampler::new(&model, &schedule, batch, options).err().expect("a usage error");
+        assert_eq!(error.exit_code(), 2, "{error}");
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let options = SamplerOptions { guidance: 2.0, clamp: true };
+    let error = Sampler::new(&model, &schedule, 1 << 40, options).err().expect("no memory");
+    assert!(matches!(error, arclet::error::Error::OutOfMemory { .. }), "{error}");
 }
 
 /// One transformer block at full size: ViT-B/16, 196 tokens of 768 channels.

@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod device;
 mod engines;
 mod goldens;
 mod house;

@@ -79,6 +79,26 @@ fn auto_takes_the_cpu_where_there_is_no_gpu_and_says_so() {
     assert_eq!(desk.recipe("samples/samples.json")["device"], "cpu");
 }
 
+/// A driver that is older than the compiler of the kernels, say: found when the GPU is opened, so that auto goes on.
+#[test]
+fn auto_takes_the_cpu_where_the_driver_cannot_load_the_kernels() {
+    if real_driver() {
+        return;
+    }
+    let desk = Desk::new();
+    std::fs::write(desk.path("manifest"), arclet_emu::manifest("90")).unwrap();
+    let gpu =
+        |arguments: &str| run(on_emulated_gpu(&desk, arguments).env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")));
+    let end = gpu("sample --n 1 --steps 1");
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    let lines: Vec<&str> = end.stderr.lines().filter(|l| l.contains("using the CPU")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("cannot load the kernels"), "{}", end.stderr);
+    assert_eq!(desk.recipe("samples/samples.json")["device"], "cpu");
+    let end = gpu("sample --n 1 --steps 1 --device cuda --out none");
+    assert_eq!(end.code, 4, "{}", end.stderr);
+    assert!(end.stderr.contains("cannot load the kernels") && end.stderr.contains("supports CUDA"), "{}", end.stderr);
+}
+
 /// The whole way, from flags to files, through the driver and every kernel.
 #[test]
 fn the_program_samples_on_a_gpu_as_on_the_cpu() {

@@ -100,6 +100,7 @@ fn flags_that_make_no_sense() {
     let desk = Desk::new();
     for (flags, parts) in [
         ("--steps 0", vec!["--steps 0", "at least 1"]),
+        ("--steps 4294967295", vec!["--steps 4294967295", "at most 100000"]),
         ("--steps 1 --time notebook", vec!["--steps 1", "at least 2", "notebook"]),
         ("--steps -1", vec!["-1"]),
         ("--n 0", vec!["'0'", "--n"]),

@@ -1,0 +1,163 @@
+//! What devices and operations refuse, and several threads on one GPU.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use arclet::device::cuda::Cuda;
+use arclet::device::images::KernelImages;
+use arclet::device::{Device, cpu::dispatch_level};
+use arclet::error::{Error, Result};
+use arclet::ops::PerImage;
+use arclet::ops::attention::{Heads, attention};
+use arclet::ops::embed::condition;
+use arclet::ops::layernorm::{Affine, layernorm};
+use arclet::ops::linear::{Activation, Residual, linear, workspace_len};
+use arclet::ops::patch::patchify;
+use arclet::ops::solver::advance;
+use arclet::tensor::{DType, Tensor};
+
+use crate::common::cpu;
+use crate::engines::cuda;
+
+fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
+    Tensor::zeros(device, dtype, shape).unwrap()
+}
+
+/// Wants an error of the run, no fault and no panic, that holds all `parts`.
+fn refused(result: Result<()>, parts: &[&str]) {
+    let error = result.unwrap_err();
+    assert_eq!(error.exit_code(), 1, "{error}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "{part:?} is not in: {error}");
+    }
+}
+
+#[test]
+fn host_memory_that_is_not_there_is_an_error() {
+    for dtype in [DType::F32, DType::F64, DType::U32] {
+        match Tensor::zeros(&cpu(), dtype, &[1 << 20, 1 << 22]) {
+            Err(Error::OutOfMemory { device, asked, .. }) => {
+                assert_eq!((device.as_str(), asked), ("cpu", dtype.size() << 42));
+            }
+            Err(e) => panic!("{e}"),
+            Ok(_) => panic!("sixteen terabytes"),
+        }
+    }
+}
+
+#[test]
+fn the_cpu_is_described_by_what_decides_its_last_bits() {
+    assert!(cpu().description().starts_with(&format!("cpu ({}", dispatch_level())));
+}
+
+#[test]
+fn operands_of_another_type_are_refused() {
+    for device in [cpu(), cuda()] {
+        let z = |dtype, shape: &[usize]| zeros(&device, dtype, shape);
+        let (f16, f32) = (DType::F16, DType::F32);
+        // Few tiles and a long K, so that a GPU writes partial sums to the workspace.
+        let (rows, n, k) = (3, 40, 1096);
+        let len = workspace_len(&device, 1, rows, n, k);
+        let product = |x, weight, bias, gate, workspace| {
+            let (x, weight, bias) = (z(x, &[1, rows, k]), z(weight, &[n, k]), z(bias, &[n]));
+            let (gate, mut y, mut workspace) = (z(gate, &[1, n]), z(f16, &[1, rows, n]), z(workspace, &[len]));
+            let residual = Residual::Gated(PerImage { tensor: &gate, offset: 0 });
+            device.run(|| linear(&device, &x, &weight, Some(&bias), Activation::None, residual, &mut y, &mut workspace))
+        };
+        product(f16, f16, f16, f16, f32).unwrap();
+        refused(product(f32, f16, f16, f16, f32), &["linear x", "f32", "f16"]);
+        refused(product(f16, f32, f16, f16, f32), &["linear weight"]);
+        refused(product(f16, f16, f32, f16, f32), &["linear bias"]);
+        refused(product(f16, f16, f16, f32, f32), &["per-image rows"]);
+        refused(product(f16, f16, f16, f16, f16), &["linear workspace", "f16", "f32"]);
+
+        let qkv = z(f16, &[1, 4, 96]);
+        let part = |offset| Heads { tensor: &qkv, offset };
+        refused(attention(&device, part(0), part(32), part(64), 1, &mut z(f32, &[1, 4, 32])), &["attention", "f16"]);
+        let (weight, bias) = (z(f32, &[8]), z(f32, &[8]));
+        let affine = Affine::Learned(&weight, &bias);
+        refused(layernorm(&device, &z(f16, &[1, 2, 8]), affine, 1e-6, &mut z(f16, &[1, 2, 8])), &["layernorm weight"]);
+        refused(patchify(&device, &z(f16, &[1, 1, 4, 4]), 2, &mut z(f16, &[1, 4, 4])), &["patchify image"]);
+        let (counter, rows) = (z(DType::U32, &[1]), z(f32, &[1]));
+        refused(condition(&device, &z(f16, &[2, 8]), 1, &counter, &rows, &mut z(f16, &[1, 8])), &["condition rows"]);
+        refused(advance(&device, &mut z(f16, &[1])), &["counter", "f16", "u32"]);
+    }
+}
+
+#[test]
+fn what_the_kernels_cannot_launch_is_refused() {
+    let device = cuda();
+    let rows = 65_536 * 64;
+    let (x, weight) = (zeros(&device, DType::F16, &[1, rows, 1]), zeros(&device, DType::F16, &[1, 1]));
+    let mut y = zeros(&device, DType::F16, &[1, rows, 1]);
+    let mut workspace = zeros(&device, DType::F32, &[0]);
+    let product = linear(&device, &x, &weight, None, Activation::None, Residual::None, &mut y, &mut workspace);
+    refused(product, &["linear_fwd_f16", "65536", "65535"]);
+
+    for (stride, offset) in [(100, 0), (104, 4)] {
+        let qkv = zeros(&device, DType::F16, &[1, 4, stride]);
+        let part = |offset| Heads { tensor: &qkv, offset };
+        let mut out = zeros(&device, DType::F16, &[1, 4, 32]);
+        refused(attention(&device, part(offset), part(32), part(64), 1, &mut out), &["attention", "multiples of 8"]);
+    }
+}
+
+/// One thread records while another allocates, copies, launches and frees on the same GPU: the other one waits, and
+/// nothing that it does gets into the graph.
+#[test]
+fn a_recording_is_alone_on_its_gpu() {
+    let device = cuda();
+    let mut counter = Tensor::from_u32(&device, &[1], &[0]).unwrap();
+    // Recording must not load code.
+    advance(&device, &mut counter).unwrap();
+    let spare = zeros(&device, DType::F32, &[16]);
+    let (begun, begins) = mpsc::channel();
+    let other = device.clone();
+    let graph = std::thread::scope(|scope| {
+        let worker = scope.spawn(move || {
+            begins.recv().unwrap();
+            drop(spare);
+            let mut mine = Tensor::from_u32(&other, &[1], &[0]).unwrap();
+            advance(&other, &mut mine).unwrap();
+            Tensor::from_f32(&other, DType::F32, &[2], &[1.0, 2.0]).unwrap().to_f32(&other).unwrap()
+        });
+        let recorded = device.capture(|| {
+            begun.send(()).unwrap();
+            // Time for the other thread to get in the way.
+            std::thread::sleep(Duration::from_millis(100));
+            advance(&device, &mut counter)
+        });
+        assert_eq!(worker.join().unwrap(), [1.0, 2.0]);
+        recorded.unwrap().unwrap()
+    });
+    for _ in 0..3 {
+        graph.launch().unwrap();
+    }
+    device.synchronize().unwrap();
+    // The counter picks the row of a table, which tells its value: one advance before the recording, three after it.
+    let table: Vec<f32> = (0..8).map(|v| v as f32).collect();
+    let table = Tensor::from_f32(&device, DType::F32, &[8, 1], &table).unwrap();
+    let (rows, mut y) = (Tensor::from_u32(&device, &[1], &[0]).unwrap(), zeros(&device, DType::F32, &[1, 1]));
+    condition(&device, &table, 1, &counter, &rows, &mut y).unwrap();
+    assert_eq!(y.to_f32(&device).unwrap(), [4.0]);
+    let nested = device.capture(|| device.capture(|| Ok(())).map(drop));
+    assert!(nested.is_err(), "a recording inside a recording");
+    device.synchronize().unwrap();
+}
+
+/// Kernels that the driver cannot load are found when the GPU is opened, not at the first launch.
+#[test]
+fn kernels_that_the_driver_cannot_load_are_an_error_of_opening() {
+    if arclet_emu::real_driver() {
+        return;
+    }
+    arclet_emu::load();
+    match Cuda::new(0, KernelImages::manifest(arclet_emu::manifest("90"))) {
+        Err(e) => {
+            assert_eq!(e.exit_code(), 4);
+            let message = e.to_string();
+            assert!(message.contains("supports CUDA 1") && message.contains("linear"), "{message}");
+        }
+        Ok(_) => panic!("the emulated GPU has compute capability 8.0"),
+    }
+}
