@@ -43,6 +43,15 @@ def has_tensors(value):
     return isinstance(value, dict) and any(is_tensor(entry) for entry in value.values())
 
 
+def holds_tensors(value):
+    """Whether there are tensors anywhere inside `value`, also without names."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return is_tensor(value)
+    return any(holds_tensors(entry) for entry in value)
+
+
 def unwrap(value, path):
     """The dictionary of tensors inside `value` and the keys that lead there, or None."""
     if has_tensors(value):
@@ -54,6 +63,12 @@ def unwrap(value, path):
                 if found:
                     return found
     return None
+
+
+def first_of(checkpoint, names):
+    """The first of the entries `names` that is a dictionary of tensors, or leads to one."""
+    found = (unwrap(checkpoint[name], (name,)) for name in names if name in checkpoint)
+    return next(filter(None, found), None)
 
 
 def select(checkpoint, key=None, ema=True):
@@ -74,11 +89,20 @@ def select(checkpoint, key=None, ema=True):
         return found
     if not isinstance(checkpoint, dict):
         raise Failure(EXIT_INPUT, f"expected a dictionary, found {describe(checkpoint)}")
-    for candidate in (EMA_KEYS if ema else ()) + MODEL_KEYS:
-        if candidate in checkpoint:
-            found = unwrap(checkpoint[candidate], (candidate,))
-            if found:
-                return found
+    if ema:
+        found = first_of(checkpoint, EMA_KEYS)
+        if found:
+            return found
+        for name in EMA_KEYS:
+            if holds_tensors(checkpoint.get(name)):
+                raise Failure(
+                    EXIT_INPUT,
+                    f"{name}: expected EMA weights by name, found {describe(checkpoint[name])} (torch_ema keeps a list "
+                    "without names); take the model's own weights with --no-ema, or name an entry with --key",
+                )
+    found = first_of(checkpoint, MODEL_KEYS)
+    if found:
+        return found
     if has_tensors(checkpoint):
         return (), checkpoint
     raise Failure(EXIT_INPUT, f"no dictionary of tensors; found {describe(checkpoint)}; name one with --key")

@@ -69,6 +69,17 @@ class Select(unittest.TestCase):
         self.assertEqual(tool.select({"ema": {"decay": 0.99}, "model": weights}), (("model",), weights))
         self.assertEqual(tool.select({"ema": True, "model": weights}), (("model",), weights))
 
+    def test_ema_weights_without_names_are_refused(self):
+        weights = state()
+        for ema in ({"decay": 0.99, "shadow_params": [Tensor(), Tensor()]}, [Tensor()], Tensor()):
+            checkpoint = {"ema": ema, "model": weights}
+            with self.assertRaisesRegex(tool.Failure, "^ema: .*--no-ema") as caught:
+                tool.select(checkpoint)
+            self.assertEqual(caught.exception.code, tool.EXIT_INPUT)
+            self.assertEqual(tool.select(checkpoint, ema=False), (("model",), weights))
+            usable = state()
+            self.assertEqual(tool.select(checkpoint | {"ema_state_dict": usable}), (("ema_state_dict",), usable))
+
     def test_a_named_entry(self):
         weights = state()
         self.assertEqual(tool.select({"a": {"b": weights}, "ema": state()}, key="a.b"), (("a", "b"), weights))

@@ -86,7 +86,8 @@ fn hashed(key: &str, shape: &[usize]) -> Vec<f32> {
 }
 
 /// DiT's fixed positions [side^2, dim]: half of a row encodes the column, half the row, each as sines then cosines
-/// (Peebles and Xie, arXiv 2212.09748).
+/// (Peebles and Xie, arXiv 2212.09748). PRECOND: dim is a multiple of 4, and both are as bounded as a checked
+/// [`ModelConfig`]'s.
 pub fn sincos_positions(dim: usize, side: usize) -> Vec<f32> {
     let quarter = dim / 4;
     let omega = |i: usize| 1.0 / 10_000f64.powf(i as f64 / quarter as f64);

@@ -1,8 +1,8 @@
-//! What a model is: read from weights' shapes, then from `config.json` or metadata, which may add but not contradict.
+//! What a model is: everything that decides its shapes and its arithmetic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::ops::embed::Sinusoid;
 use crate::ops::linear::Activation;
@@ -19,6 +19,9 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::FlowVit, Self::Dit, Self::Vit];
+
     /// Name in `config.json`.
     pub fn name(self) -> &'static str {
         match self {
@@ -67,7 +70,32 @@ impl Classes {
         let name = self.aliases.get(name).map_or(name, String::as_str);
         self.names.iter().position(|n| n == name)
     }
+
+    /// Whether [`Classes::find`] finds every class under its own name, and what is an alias as that.
+    fn check(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        for (id, name) in self.names.iter().enumerate() {
+            if !seen.insert(name.as_str()) {
+                return Err(format!("class_names has {name:?} twice"));
+            }
+            if name.parse::<usize>().is_ok_and(|number| number != id) {
+                return Err(format!("class_names has {name:?} as class {id}: no number but its own can be a name"));
+            }
+        }
+        for (alias, name) in &self.aliases {
+            if alias.parse::<usize>().is_ok() || (alias != name && seen.contains(alias.as_str())) {
+                return Err(format!("class_aliases.{alias}: neither a number nor the name of another class expected"));
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Most tokens of an image.
+const MAX_TOKENS: usize = 1 << 16;
+/// Largest factor on the time, and longest period of its embedding: f64 is left with seven digits of every angle.
+const MAX_TIME_SCALE: f64 = 1e9;
+const MAX_PERIOD: f64 = 1e12;
 
 /// Why a plain ViT cannot be sampled.
 pub(super) const CLASSIFIER: &str =
@@ -191,199 +219,50 @@ impl ModelConfig {
         json
     }
 
-    /// Takes from `given` what shapes cannot tell, and compares what they can.
-    ///
-    /// # Errors
-    /// One line: the field, what was found, what was expected.
-    pub fn overlay(&mut self, given: &Map<String, Value>) -> Result<(), String> {
-        let fields = Fields(given);
-        fields.compare(&["image_size", "img_size", "input_size"], self.image_size)?;
-        fields.compare(&["patch_size"], self.patch_size)?;
-        fields.compare(&["hidden_size", "embed_dim"], self.hidden_size)?;
-        fields.compare(&["depth"], self.depth)?;
-        if self.architecture != Architecture::Vit {
-            fields.compare(&["in_channels"], self.in_channels)?;
-        }
-        if let Some((_, heads)) = fields.integer(&["num_heads"])? {
-            self.num_heads = heads;
-        }
-        if let Some((name, ratio)) = fields.number(&["mlp_ratio"])? {
-            // The width is the product rounded down, give or take the last bit of a ratio like 5/3.
-            let over = self.hidden_size as f64 * ratio - self.mlp_hidden as f64;
-            if !(-1e-6..1.0).contains(&over) {
-                let found = self.mlp_hidden as f64 / self.hidden_size as f64;
-                return Err(format!("{name} is {ratio}, but the weights' feed-forward layers have ratio {found}"));
-            }
-        }
-        if let Some((name, eps)) = fields.number(&["norm_eps", "ln_eps"])? {
-            if !(eps > 0.0 && eps < 1.0) {
-                return Err(format!("{name} is {eps}, a number between 0 and 1 expected"));
-            }
-            self.norm_eps = eps;
-        }
-        if let Some((name, gelu)) = fields.text("gelu")? {
-            self.gelu_tanh = match gelu {
-                "erf" | "none" => false,
-                "tanh" => true,
-                other => return Err(format!("{name} is {other:?}, \"erf\" or \"tanh\" expected")),
-            };
-        }
-        if let Some((_, tanh)) = fields.flag("tanh_gelu")? {
-            self.gelu_tanh = tanh;
-        }
-        self.overlay_time(&fields)?;
-        let learns = self.out_channels != self.in_channels;
-        if let Some((name, given)) = fields.flag("learn_sigma")?.filter(|(_, given)| *given != learns) {
-            return Err(format!("{name} is {given}, but the last layer has {} channels", self.out_channels));
-        }
-        self.overlay_classes(&fields)?;
-        if let Some(range) = given.get("value_range") {
-            let pair = range.as_array().filter(|a| a.len() == 2).map(|a| (a[0].as_f64(), a[1].as_f64()));
-            self.value_range = match pair {
-                Some((Some(lo), Some(hi))) if lo < hi => (lo as f32, hi as f32),
-                _ => return Err(format!("value_range is {range}, two rising numbers expected")),
-            };
-        }
-        if let Some((name, prediction)) = fields.text("prediction")? {
-            self.prediction = match prediction {
-                "velocity" => Prediction::Velocity,
-                "epsilon" => Prediction::Epsilon,
-                other => return Err(format!("{name} is {other:?}, \"velocity\" or \"epsilon\" expected")),
-            };
-        }
-        Ok(())
-    }
-
     /// Whether the shapes can be computed with.
     ///
     /// # Errors
     /// One line: what was found, what was expected.
     pub fn check(&self) -> Result<(), String> {
+        let (size, patch) = (self.image_size, self.patch_size);
+        if size == 0 || patch == 0 || size % patch != 0 {
+            return Err(format!("image_size is {size}, a multiple of the patch size {patch} expected"));
+        }
+        if size / patch > MAX_TOKENS.isqrt() {
+            let most = MAX_TOKENS.isqrt() * patch;
+            return Err(format!("image_size is {size}, at most {most} expected for patches of {patch}"));
+        }
+        // Heads of a multiple of 8 channels make the hidden size one too, as the fixed positions of DiT need.
         let (d, heads) = (self.hidden_size, self.num_heads);
         if heads == 0 || d % heads != 0 {
             return Err(format!("num_heads is {heads}, a divisor of the hidden size {d} expected"));
         }
-        if (d / heads) % 8 != 0 || d / heads > 128 {
+        if (d / heads) % 8 != 0 || !(8..=128).contains(&(d / heads)) {
             return Err(format!("heads of {} channels ({d} / {heads}), a multiple of 8 up to 128 expected", d / heads));
         }
-        Ok(())
+        if self.architecture != Architecture::Vit {
+            self.check_time()?;
+        }
+        self.classes.as_ref().map_or(Ok(()), Classes::check)
     }
 
-    fn overlay_time(&mut self, fields: &Fields) -> Result<(), String> {
-        if let Some((_, scale)) = fields.number(&["t_scale", "freq_scale"])? {
-            self.time.scale = scale;
+    fn check_time(&self) -> Result<(), String> {
+        let Sinusoid { dim, max_period, half_shift, scale, .. } = self.time;
+        if half_shift != 0.0 && half_shift != 1.0 {
+            return Err(format!("time_embedding.half_shift is {half_shift}, 0 or 1 expected"));
         }
-        fields.compare(&["freq_dim"], self.time.dim)?;
-        let Some(time) = fields.0.get("time_embedding") else { return Ok(()) };
-        let time = Fields(time.as_object().ok_or("time_embedding is no object")?);
-        time.compare(&["dim"], self.time.dim)?;
-        if let Some((_, order)) = time.text("order")? {
-            self.time.cos_first = match order {
-                "cos,sin" => true,
-                "sin,cos" => false,
-                other => return Err(format!("time_embedding.order is {other:?}, \"cos,sin\" or \"sin,cos\" expected")),
-            };
+        let least = 2 * (half_shift as usize + 1);
+        if dim % 2 != 0 || dim < least {
+            return Err(format!("time_embedding.dim is {dim}, an even number from {least} expected"));
         }
-        if let Some((_, period)) = time.number(&["max_period"])? {
-            if period <= 1.0 {
-                return Err(format!("time_embedding.max_period is {period}, more than 1 expected"));
-            }
-            self.time.max_period = period;
+        if !(max_period > 1.0 && max_period <= MAX_PERIOD) {
+            return Err(format!(
+                "time_embedding.max_period is {max_period}, a number from 1 to {MAX_PERIOD:e} expected"
+            ));
         }
-        if let Some((_, shift)) = time.number(&["half_shift"])? {
-            if shift != 0.0 && shift != 1.0 {
-                return Err(format!("time_embedding.half_shift is {shift}, 0 or 1 expected"));
-            }
-            self.time.half_shift = shift;
-        }
-        if let Some((_, scale)) = time.number(&["scale", "t_scale", "freq_scale"])? {
-            self.time.scale = scale;
+        if !(-MAX_TIME_SCALE..=MAX_TIME_SCALE).contains(&scale) {
+            return Err(format!("time_embedding.scale is {scale:e}, a size up to {MAX_TIME_SCALE:e} expected"));
         }
         Ok(())
-    }
-
-    fn overlay_classes(&mut self, fields: &Fields) -> Result<(), String> {
-        match (self.architecture, &mut self.classes) {
-            (Architecture::Vit, _) => fields.compare(&["num_classes"], self.head_size),
-            // The flow ViT keeps its encoder's classifier settings beside its own; they mean nothing to it.
-            (Architecture::FlowVit, _) | (_, None) => Ok(()),
-            (Architecture::Dit, Some(classes)) => {
-                fields.compare(&["num_classes"], classes.names.len())?;
-                fields.compare(&["null_class"], classes.null)?;
-                if let Some(names) = fields.0.get("class_names") {
-                    let names: Option<Vec<String>> =
-                        names.as_array().and_then(|a| a.iter().map(|n| n.as_str().map(str::to_owned)).collect());
-                    classes.names = match names {
-                        Some(names) if names.len() == classes.names.len() => names,
-                        _ => return Err(format!("class_names: {} strings expected", classes.names.len())),
-                    };
-                }
-                if let Some(aliases) = fields.0.get("class_aliases") {
-                    let aliases = aliases.as_object().ok_or("class_aliases is no object")?;
-                    for (alias, name) in aliases {
-                        match name.as_str().filter(|n| classes.names.iter().any(|c| c == n)) {
-                            Some(name) => classes.aliases.insert(alias.clone(), name.to_owned()),
-                            None => {
-                                return Err(format!("class_aliases.{alias} is {name}, one of class_names expected"));
-                            }
-                        };
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// Typed access to a JSON object. Metadata holds strings only, so numbers and flags may be written as strings.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl<'a> Fields<'a> {
-    fn first(&self, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
-        names.iter().find_map(|&name| self.0.get(name).map(|value| (name, value)))
-    }
-
-    fn number(&self, names: &[&'static str]) -> Result<Option<(&'static str, f64)>, String> {
-        let Some((name, value)) = self.first(names) else { return Ok(None) };
-        let number = value.as_f64().or_else(|| value.as_str().and_then(|s| s.parse().ok()));
-        match number.filter(|n| n.is_finite()) {
-            Some(number) => Ok(Some((name, number))),
-            None => Err(format!("{name} is {value}, a number expected")),
-        }
-    }
-
-    fn integer(&self, names: &[&'static str]) -> Result<Option<(&'static str, usize)>, String> {
-        match self.number(names)? {
-            Some((name, n)) if n.fract() == 0.0 && (0.0..=1e9).contains(&n) => Ok(Some((name, n as usize))),
-            Some((name, n)) => Err(format!("{name} is {n}, a whole number expected")),
-            None => Ok(None),
-        }
-    }
-
-    fn compare(&self, names: &[&'static str], found: usize) -> Result<(), String> {
-        match self.integer(names)? {
-            Some((name, given)) if given != found => {
-                Err(format!("{name} is {given}, but the shapes of the weights say {found}"))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn text(&self, name: &'static str) -> Result<Option<(&'static str, &'a str)>, String> {
-        match self.0.get(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some((name, text))),
-            Some(other) => Err(format!("{name} is {other}, a string expected")),
-        }
-    }
-
-    fn flag(&self, name: &'static str) -> Result<Option<(&'static str, bool)>, String> {
-        match self.0.get(name) {
-            None => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some((name, *flag))),
-            Some(Value::String(text)) if text == "true" || text == "True" => Ok(Some((name, true))),
-            Some(Value::String(text)) if text == "false" || text == "False" => Ok(Some((name, false))),
-            Some(other) => Err(format!("{name} is {other}, true or false expected")),
-        }
     }
 }

@@ -179,8 +179,8 @@ fn load_modulation(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
     let (mut weight, mut bias) = (Vec::new(), Vec::new());
     for layer in blocks.chain([loader.at("final_layer")]) {
         let layer = layer.at("adaLN_modulation.1");
-        weight.extend(layer.read("weight")?);
-        bias.extend(layer.read("bias")?);
+        weight.extend(layer.stored("weight")?);
+        bias.extend(layer.stored("bias")?);
     }
     let rows = (6 * config.depth + 2) * d;
     Ok(Linear { weight: loader.given(&[rows, d], &weight)?, bias: loader.given(&[rows], &bias)? })

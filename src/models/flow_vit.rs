@@ -66,7 +66,7 @@ impl FlowVit {
         Ok(Self {
             patch_embed: fold_input_conv(config, loader)?,
             // Row 0 belongs to the class token, which this model does without.
-            positions: loader.computed(&[config.tokens(), d], &widen(&positions[d..]))?,
+            positions: vit.computed("pos_embed", &[config.tokens(), d], &widen(&positions[d..]))?,
             blocks: (0..config.depth)
                 .map(|i| Block::load(config, &vit.at(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,
@@ -148,7 +148,10 @@ fn fold_input_conv(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
             }
         }
     }
-    Ok(Linear { weight: loader.computed(&[d, c * pp], &folded)?, bias: loader.computed(&[d], &folded_bias)? })
+    Ok(Linear {
+        weight: proj.computed("weight", &[d, c * pp], &folded)?,
+        bias: proj.computed("bias", &[d], &folded_bias)?,
+    })
 }
 
 fn widen(values: &[f32]) -> Vec<f64> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::{Architecture, Classes, ModelConfig, Prediction};
-use super::specs;
+use super::{overlay, specs};
 use crate::error::{Error, Result};
 use crate::io::Checkpoint;
 use crate::nn::params::WeightSource;
@@ -14,6 +14,8 @@ use crate::ops::embed::Sinusoid;
 
 /// Prefixes that training scripts put around a network.
 const WRAPPERS: [&str; 5] = ["unet.", "model.", "module.", "_orig_mod.", "ema_model."];
+/// Channels of a head where the configuration does not say.
+const HEAD_DIM: usize = 64;
 /// Most blocks, and largest side of a shape, that a checkpoint may claim.
 const MAX_DEPTH: usize = 1024;
 const MAX_DIM: usize = 1 << 20;
@@ -80,11 +82,17 @@ impl<'a> Import<'a> {
         let path = checkpoint.path();
         let fail = |reason: String| Error::input(path, reason);
         let (names, mut unused) = strip(checkpoint).map_err(fail)?;
-        let shapes = Shapes { checkpoint, names: &names };
-        let (mut config, mut notes) = shapes.recognise().map_err(fail)?;
-        let given = given_config(checkpoint);
+        let given = given_config(checkpoint).map_err(|e| fail(format!("configuration: {e}")))?;
+        let mut config = Shapes { checkpoint, names: &names, given: &given }.recognise().map_err(fail)?;
+        let mut notes = Vec::new();
         if !given.contains_key("num_heads") {
-            notes.push(format!("no num_heads in the configuration: taking {} heads of 64", config.num_heads));
+            let (d, heads) = (config.hidden_size, config.num_heads);
+            if d % HEAD_DIM != 0 {
+                return Err(fail(format!(
+                    "no num_heads in the configuration: needed for a hidden size of {d}, which heads of {HEAD_DIM} do not divide"
+                )));
+            }
+            notes.push(format!("no num_heads in the configuration: taking {heads} heads of {HEAD_DIM}"));
         }
         config.overlay(&given).map_err(|e| fail(format!("configuration: {e}")))?;
         config.check().map_err(|e| fail(format!("configuration: {e}")))?;
@@ -188,17 +196,18 @@ fn strip(checkpoint: &Checkpoint) -> std::result::Result<(BTreeMap<String, Strin
 }
 
 /// `config.json`, or the metadata key `config`, or plain metadata keys.
-fn given_config(checkpoint: &Checkpoint) -> Map<String, Value> {
+fn given_config(checkpoint: &Checkpoint) -> std::result::Result<Map<String, Value>, String> {
     match checkpoint.config_json().and_then(Value::as_object) {
-        Some(config) => config.clone(),
-        None => checkpoint.metadata().iter().map(|(k, v)| (k.clone(), Value::String(v.clone()))).collect(),
+        Some(config) => overlay::flatten(config),
+        None => Ok(checkpoint.metadata().iter().map(|(k, v)| (k.clone(), Value::String(v.clone()))).collect()),
     }
 }
 
-/// Shapes by stripped name.
+/// Shapes by stripped name, and the configuration.
 struct Shapes<'a> {
     checkpoint: &'a Checkpoint,
     names: &'a BTreeMap<String, String>,
+    given: &'a Map<String, Value>,
 }
 
 impl Shapes<'_> {
@@ -217,7 +226,7 @@ impl Shapes<'_> {
         self.names.contains_key(name)
     }
 
-    fn recognise(&self) -> std::result::Result<(ModelConfig, Vec<String>), String> {
+    fn recognise(&self) -> std::result::Result<ModelConfig, String> {
         if self.has("x_embedder.proj.weight") && self.has("final_layer.linear.weight") {
             self.dit()
         } else if self.has("input_conv.weight") && self.has("pretrained_vit.patch_embed.proj.weight") {
@@ -234,7 +243,7 @@ impl Shapes<'_> {
         }
     }
 
-    fn dit(&self) -> std::result::Result<(ModelConfig, Vec<String>), String> {
+    fn dit(&self) -> std::result::Result<ModelConfig, String> {
         let [d, channels, p, _] = self.get("x_embedder.proj.weight")?;
         let [rows, _] = self.get("final_layer.linear.weight")?;
         let [label_rows, _] = self.get("y_embedder.embedding_table.weight")?;
@@ -248,7 +257,7 @@ impl Shapes<'_> {
         let classes = label_rows - 1;
         let image_size = match self.get::<3>("pos_embed") {
             Ok([_, tokens, _]) => square(tokens)? * p,
-            Err(_) if !self.has("pos_embed") => self.given_size()?,
+            Err(_) if !self.has("pos_embed") => self.given_size(channels)?,
             Err(e) => return Err(e),
         };
         let config = ModelConfig {
@@ -259,7 +268,7 @@ impl Shapes<'_> {
             out_channels: if original { 2 * channels } else { channels },
             hidden_size: d,
             depth: self.depth("blocks")?,
-            num_heads: d / 64,
+            num_heads: d / HEAD_DIM,
             mlp_hidden: self.get::<2>("blocks.0.mlp.fc1.weight")?[0],
             norm_eps: 1e-6,
             gelu_tanh: original,
@@ -279,10 +288,10 @@ impl Shapes<'_> {
             value_range: (-1.0, 1.0),
             prediction: if original { Prediction::Epsilon } else { Prediction::Velocity },
         };
-        Ok((config, Vec::new()))
+        Ok(config)
     }
 
-    fn flow_vit(&self) -> std::result::Result<(ModelConfig, Vec<String>), String> {
+    fn flow_vit(&self) -> std::result::Result<ModelConfig, String> {
         let [_, channels, _, _] = self.get("input_conv.weight")?;
         let [rows, _] = self.get("output_proj.2.weight")?;
         let [_, freq] = self.get("time_embed.time_mlp.0.weight")?;
@@ -296,13 +305,13 @@ impl Shapes<'_> {
         if config.out_channels != channels {
             return Err(format!("output_proj.2 makes {} channels, {channels} expected", config.out_channels));
         }
-        Ok((config, Vec::new()))
+        Ok(config)
     }
 
-    fn vit(&self) -> std::result::Result<(ModelConfig, Vec<String>), String> {
+    fn vit(&self) -> std::result::Result<ModelConfig, String> {
         let [_, channels, _, _] = self.get("patch_embed.proj.weight")?;
         let head_size = self.get::<2>("head.weight")?[0];
-        Ok((ModelConfig { head_size, ..self.encoder("", channels)? }, Vec::new()))
+        Ok(ModelConfig { head_size, ..self.encoder("", channels)? })
     }
 
     /// What the timm encoder below `prefix` says.
@@ -318,7 +327,7 @@ impl Shapes<'_> {
             out_channels: in_channels,
             hidden_size: d,
             depth: self.depth(&at("blocks"))?,
-            num_heads: d / 64,
+            num_heads: d / HEAD_DIM,
             mlp_hidden: self.get::<2>(&at("blocks.0.mlp.fc1.weight"))?[0],
             norm_eps: 1e-6,
             gelu_tanh: false,
@@ -339,14 +348,12 @@ impl Shapes<'_> {
         }
     }
 
-    fn given_size(&self) -> std::result::Result<usize, String> {
-        let given = given_config(self.checkpoint);
-        ["image_size", "img_size", "input_size"]
-            .iter()
-            .find_map(|k| given.get(*k)?.as_u64())
-            .filter(|&n| n > 0 && n <= MAX_DIM as u64)
-            .map(|n| n as usize)
-            .ok_or_else(|| "neither pos_embed nor a configured image_size tells the size of images".into())
+    fn given_size(&self, channels: usize) -> std::result::Result<usize, String> {
+        let size = overlay::image_size(self.given, Architecture::Dit, channels);
+        match size.map_err(|e| format!("configuration: {e}"))? {
+            Some((_, size)) => Ok(size),
+            None => Err("neither pos_embed nor a configured image_size tells the size of images".into()),
+        }
     }
 }
 

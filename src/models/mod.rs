@@ -3,8 +3,10 @@
 pub mod builtin;
 pub mod config;
 pub mod dit;
+mod fields;
 pub mod flow_vit;
 pub mod import;
+mod overlay;
 pub mod vit;
 
 use std::path::PathBuf;
@@ -16,6 +18,9 @@ use crate::nn::params::{Loader, ParamSpec, WeightSource};
 use crate::ops::embed::condition;
 use crate::tensor::{DType, Tensor};
 use config::{Architecture, ModelConfig};
+
+/// Channels of the narrowest head that the attention kernels take.
+const MIN_GPU_HEAD: usize = 32;
 
 /// The parameters of the architecture that `config` describes, under our names.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
@@ -93,9 +98,16 @@ impl Model {
     /// Reads the weights of the model that `config` describes from `source`.
     ///
     /// # Errors
-    /// [`Error::Input`] if `source` cannot give a parameter or the architecture predicts no velocity;
-    /// the device's errors.
+    /// [`Error::Input`] if `source` cannot give a parameter, the architecture predicts no velocity, or `config` cannot be
+    /// computed with or its heads are too narrow for a GPU; the device's errors.
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: DType) -> Result<Self> {
+        config.check().map_err(|e| Error::input(source.origin(), format!("configuration: {e}")))?;
+        let head_dim = config.hidden_size / config.num_heads;
+        if matches!(device, Device::Cuda(_)) && head_dim < MIN_GPU_HEAD {
+            let reason =
+                format!("heads of {head_dim} channels, {MIN_GPU_HEAD} to 128 expected on a GPU: use --device cpu");
+            return Err(Error::input(source.origin(), reason));
+        }
         let loader = Loader::new(source, device, dtype);
         let network = match config.architecture {
             Architecture::FlowVit => Network::FlowVit(flow_vit::FlowVit::load(&config, &loader)?),

@@ -136,13 +136,13 @@ impl Vit {
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: DType) -> Result<Self> {
         let loader = Loader::new(source, device, dtype);
         let d = config.hidden_size;
-        let positions = loader.read("pos_embed")?;
-        let first: Vec<f32> = loader.read("cls_token")?.iter().zip(&positions).map(|(c, p)| c + p).collect();
+        let positions = loader.stored("pos_embed")?;
+        let first: Vec<f64> = loader.read("cls_token")?.iter().zip(&positions).map(|(&c, &p)| (c + p) as f64).collect();
         let patch_len = config.in_channels * config.patch_size * config.patch_size;
         Ok(Self {
             patch_embed: Linear::load(&loader.at("patch_embed.proj"), d, patch_len)?,
-            positions: Tensor::from_f32(device, dtype, &[config.tokens(), d], &positions[d..])?,
-            first: Tensor::from_f32(device, dtype, &[d], &first)?,
+            positions: loader.given(&[config.tokens(), d], &positions[d..])?,
+            first: loader.computed("cls_token", &[d], &first)?,
             blocks: (0..config.depth)
                 .map(|i| Block::load(&config, &loader.at(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,

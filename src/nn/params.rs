@@ -1,7 +1,7 @@
 //! Parameters by name: what a model needs, and where the numbers come from.
 
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
 /// One parameter of a model, under the project's own name.
@@ -62,24 +62,58 @@ impl<'a> Loader<'a> {
         self.device
     }
 
-    /// Elements of parameter `name` on the host.
+    /// Elements of parameter `name` on the host, to compute with before [`Loader::computed`].
     pub fn read(&self, name: &str) -> Result<Vec<f32>> {
         self.source.read(&self.name(name))
     }
 
-    /// Parameter `name` on the device, its elements read as `shape`.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.given(shape, &self.read(name)?)
+    /// Elements of parameter `name` on the host, to be put on the device with [`Loader::given`].
+    ///
+    /// # Errors
+    /// The source's, or [`Error::Input`] for an element that the type cannot hold.
+    pub fn stored(&self, name: &str) -> Result<Vec<f32>> {
+        let values = self.read(name)?;
+        self.check_range(name, values.iter().map(|&v| v as f64))?;
+        Ok(values)
     }
 
-    /// Elements read on the host before, put on the device.
+    /// Parameter `name` on the device, its elements read as `shape`.
+    ///
+    /// # Errors
+    /// As of [`Loader::stored`], and the device's.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.given(shape, &self.stored(name)?)
+    }
+
+    /// Elements of [`Loader::stored`] parameters, put on the device.
     pub fn given(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         Tensor::from_f32(self.device, self.dtype, shape, values)
     }
 
-    /// Elements computed on the host, put on the device.
-    pub fn computed(&self, shape: &[usize], values: &[f64]) -> Result<Tensor> {
+    /// Elements computed on the host from parameter `name`, put on the device.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an element that the type cannot hold; the device's.
+    pub fn computed(&self, name: &str, shape: &[usize], values: &[f64]) -> Result<Tensor> {
+        self.check_range(name, values.iter().copied())?;
         Tensor::from_f64(self.device, self.dtype, shape, values)
+    }
+
+    /// Refuses numbers that rounding to the type makes infinite.
+    fn check_range(&self, name: &str, values: impl Iterator<Item = f64>) -> Result<()> {
+        let dtype = self.dtype;
+        let fits = |v: f64| dtype == DType::F64 || dtype.round(v as f32).is_finite();
+        let Some((at, value)) = values.enumerate().find(|&(_, v)| !fits(v)) else { return Ok(()) };
+        let advice = match dtype {
+            DType::F16 => ": use --dtype bf16 or f32",
+            DType::BF16 => ": use --dtype f32",
+            _ => "",
+        };
+        let name = self.name(name);
+        Err(Error::input(
+            self.source.origin(),
+            format!("parameter {name}: element {at} is {value:e}, too large for {dtype}{advice}"),
+        ))
     }
 
     fn name(&self, last: &str) -> String {

@@ -6,5 +6,6 @@ mod common;
 mod engines;
 mod goldens;
 mod house;
+mod import;
 mod ops;
 mod ptx;

@@ -1,0 +1,185 @@
+//! A configuration laid over what the shapes of the weights say: it may add what they cannot tell, but not contradict.
+
+use serde_json::{Map, Value};
+
+use super::config::{Architecture, Classes, ModelConfig, Prediction};
+use super::fields::{Fields, agree, compare};
+
+/// Channels of the images that timm's encoders were trained on.
+const TIMM_CHANNELS: usize = 3;
+
+/// The fields of `given`, with what timm's own `config.json` keeps under `model_args` beside them.
+///
+/// # Errors
+/// One line: a field that stands in both and differs.
+pub(super) fn flatten(given: &Map<String, Value>) -> Result<Map<String, Value>, String> {
+    let mut fields = given.clone();
+    if let Some(Value::Object(arguments)) = given.get("model_args").filter(|_| is_timm(given)) {
+        for (name, value) in arguments {
+            let other = fields.entry(name.clone()).or_insert_with(|| value.clone());
+            if other != value {
+                return Err(format!("{name} is {other}, but model_args.{name} is {value}"));
+            }
+        }
+    }
+    Ok(fields)
+}
+
+/// Whether the configuration names an architecture, but none of ours: then it is one of timm's models.
+fn is_timm(given: &Map<String, Value>) -> bool {
+    let name = given.get("architecture").and_then(Value::as_str);
+    name.is_some_and(|name| Architecture::ALL.iter().all(|ours| ours.name() != name))
+}
+
+/// Image size that `given` states for a model of `architecture` with images of `channels`.
+///
+/// # Errors
+/// One line: no size, or two that differ.
+pub(super) fn image_size(
+    given: &Map<String, Value>,
+    architecture: Architecture,
+    channels: usize,
+) -> Result<Option<(&'static str, usize)>, String> {
+    // Beside a flow-matching ViT there may be the configuration of its encoder.
+    let encoder = if architecture == Architecture::FlowVit { TIMM_CHANNELS } else { channels };
+    Fields(given).image_size(&[channels, encoder])
+}
+
+impl ModelConfig {
+    /// Takes from `given` (see [`flatten`]) what shapes cannot tell, and compares what they can.
+    ///
+    /// # Errors
+    /// One line: the field, what was found, what was expected.
+    pub(super) fn overlay(&mut self, given: &Map<String, Value>) -> Result<(), String> {
+        let fields = Fields(given);
+        let ours = self.architecture.name();
+        let other = fields.text("architecture")?.filter(|(_, name)| *name != ours && !is_timm(given));
+        if let Some((field, name)) = other {
+            return Err(format!("{field} is {name}, but the keys of the weights say {ours}"));
+        }
+        compare(image_size(given, self.architecture, self.in_channels)?, self.image_size)?;
+        fields.compare(&["patch_size"], self.patch_size)?;
+        fields.compare(&["hidden_size", "embed_dim"], self.hidden_size)?;
+        fields.compare(&["depth"], self.depth)?;
+        fields.compare(&["in_channels"], self.in_channels)?;
+        if let Some((_, heads)) = fields.integer(&["num_heads"])? {
+            self.num_heads = heads;
+        }
+        if let Some((name, ratio)) = fields.number(&["mlp_ratio"])? {
+            // The width is the product rounded down, give or take the last bit of a ratio like 5/3.
+            let over = self.hidden_size as f64 * ratio - self.mlp_hidden as f64;
+            if !(-1e-6..1.0).contains(&over) {
+                let found = self.mlp_hidden as f64 / self.hidden_size as f64;
+                return Err(format!("{name} is {ratio}, but the weights' feed-forward layers have ratio {found}"));
+            }
+        }
+        if let Some((name, eps)) = fields.number(&["norm_eps", "ln_eps"])? {
+            // Norms are computed in f32, where a smaller number is none.
+            if !(eps < 1.0 && eps as f32 >= f32::MIN_POSITIVE) {
+                return Err(format!("{name} is {eps}, a number between 1e-37 and 1 expected"));
+            }
+            self.norm_eps = eps;
+        }
+        self.overlay_gelu(&fields)?;
+        self.overlay_time(&fields)?;
+        let learns = self.out_channels != self.in_channels;
+        if let Some((name, given)) = fields.flag("learn_sigma")?.filter(|(_, given)| *given != learns) {
+            return Err(format!("{name} is {given}, but the last layer has {} channels", self.out_channels));
+        }
+        self.overlay_classes(&fields)?;
+        if let Some(range) = given.get("value_range") {
+            let ends: Option<Vec<f32>> =
+                range.as_array().and_then(|ends| ends.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
+            self.value_range = match ends.as_deref() {
+                Some(&[lo, hi]) if lo < hi && lo.is_finite() && hi.is_finite() => (lo, hi),
+                _ => return Err(format!("value_range is {range}, two rising numbers of f32 expected")),
+            };
+        }
+        if let Some((name, prediction)) = fields.text("prediction")? {
+            self.prediction = match prediction {
+                "velocity" => Prediction::Velocity,
+                "epsilon" => Prediction::Epsilon,
+                other => return Err(format!("{name} is {other:?}, \"velocity\" or \"epsilon\" expected")),
+            };
+        }
+        Ok(())
+    }
+
+    fn overlay_gelu(&mut self, fields: &Fields) -> Result<(), String> {
+        let gelu = fields.text("gelu")?;
+        let tanh = match gelu {
+            None => None,
+            Some((_, "erf" | "none")) => Some(false),
+            Some((_, "tanh")) => Some(true),
+            Some((name, other)) => return Err(format!("{name} is {other:?}, \"erf\" or \"tanh\" expected")),
+        };
+        let flag = fields.flag("tanh_gelu")?;
+        if let (Some((name, gelu)), Some((other, flag))) = (gelu, flag.filter(|(_, flag)| Some(*flag) != tanh)) {
+            return Err(format!("{name} is {gelu:?}, but {other} is {flag}"));
+        }
+        self.gelu_tanh = tanh.or(flag.map(|(_, flag)| flag)).unwrap_or(self.gelu_tanh);
+        Ok(())
+    }
+
+    fn overlay_time(&mut self, fields: &Fields) -> Result<(), String> {
+        let mut scale = fields.number(&["t_scale", "freq_scale"])?;
+        fields.compare(&["freq_dim"], self.time.dim)?;
+        if let Some(time) = fields.0.get("time_embedding") {
+            let time = Fields(time.as_object().ok_or("time_embedding is no object")?);
+            let inner = time.number(&["scale", "t_scale", "freq_scale"])?;
+            scale = agree(scale, inner.map(|(_, scale)| ("time_embedding.scale", scale)))?;
+            compare(time.integer(&["dim"])?.map(|(_, dim)| ("time_embedding.dim", dim)), self.time.dim)?;
+            if let Some((_, order)) = time.text("order")? {
+                self.time.cos_first = match order {
+                    "cos,sin" => true,
+                    "sin,cos" => false,
+                    other => {
+                        return Err(format!("time_embedding.order is {other:?}, \"cos,sin\" or \"sin,cos\" expected"));
+                    }
+                };
+            }
+            if let Some((_, period)) = time.number(&["max_period"])? {
+                self.time.max_period = period;
+            }
+            if let Some((_, shift)) = time.number(&["half_shift"])? {
+                self.time.half_shift = shift;
+            }
+        }
+        if let Some((_, scale)) = scale {
+            self.time.scale = scale;
+        }
+        Ok(())
+    }
+
+    fn overlay_classes(&mut self, fields: &Fields) -> Result<(), String> {
+        match (self.architecture, &mut self.classes) {
+            (Architecture::Vit, _) => fields.compare(&["num_classes"], self.head_size),
+            // The flow ViT keeps its encoder's classifier settings beside its own; they mean nothing to it.
+            (Architecture::FlowVit, _) | (_, None) => Ok(()),
+            (Architecture::Dit, Some(classes)) => overlay_names(classes, fields),
+        }
+    }
+}
+
+fn overlay_names(classes: &mut Classes, fields: &Fields) -> Result<(), String> {
+    fields.compare(&["num_classes"], classes.names.len())?;
+    fields.compare(&["null_class"], classes.null)?;
+    if let Some(names) = fields.0.get("class_names") {
+        let names: Option<Vec<String>> =
+            names.as_array().and_then(|a| a.iter().map(|n| n.as_str().map(str::to_owned)).collect());
+        classes.names = match names {
+            Some(names) if names.len() == classes.names.len() => names,
+            _ => return Err(format!("class_names: {} strings expected", classes.names.len())),
+        };
+    }
+    if let Some(aliases) = fields.0.get("class_aliases") {
+        let aliases = aliases.as_object().ok_or("class_aliases is no object")?;
+        for (alias, name) in aliases {
+            match name.as_str().filter(|n| classes.names.iter().any(|c| c == n)) {
+                Some(name) => classes.aliases.insert(alias.clone(), name.to_owned()),
+                None => return Err(format!("class_aliases.{alias} is {name}, one of class_names expected")),
+            };
+        }
+    }
+    Ok(())
+}
