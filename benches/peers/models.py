@@ -2,6 +2,7 @@
 
 Written as their users write them: fused attention, one Linear for q, k and v; nothing is left for a compiler to undo.
 """
+
 import math
 
 import torch

@@ -1,4 +1,5 @@
 """`arclet` as the other side of the comparison."""
+
 import json
 import subprocess
 
@@ -11,8 +12,23 @@ class Arclet:
     def __init__(self, program, case, noise_file, threads):
         """`case`: the attributes model, device, dtype, steps, time, guidance."""
         self.program = program
-        self.flags = ["--model", case.model, "--device", case.device, "--dtype", case.dtype, "--steps", str(case.steps),
-                      "--time", case.time, "--guidance-scale", str(case.guidance), "--noise", str(noise_file), "--quiet"]
+        self.flags = [
+            "--model",
+            case.model,
+            "--device",
+            case.device,
+            "--dtype",
+            case.dtype,
+            "--steps",
+            str(case.steps),
+            "--time",
+            case.time,
+            "--guidance-scale",
+            str(case.guidance),
+            "--noise",
+            str(noise_file),
+            "--quiet",
+        ]
         if threads:
             self.flags += ["--threads", str(threads)]
         self.batch = case.batch
@@ -20,14 +36,20 @@ class Arclet:
 
     def images(self, file):
         """Draws the images into `file` (.npy) and returns them, not clamped."""
-        subprocess.run([self.program, "sample", *self.flags, "--no-clamp", "--batch", str(self.batch), "--out", str(file)],
-                       check=True)
+        subprocess.run(
+            [self.program, "sample", *self.flags, "--no-clamp", "--batch", str(self.batch), "--out", str(file)],
+            check=True,
+        )
         return np.load(file)
 
     def __enter__(self):
         """Loads the model; `about` is the row that `arclet bench` would print, without times."""
-        self.process = subprocess.Popen([self.program, "bench", *self.flags, "--batch", str(self.batch), "--follow"],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [self.program, "bench", *self.flags, "--batch", str(self.batch), "--follow"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.about = self._answer()["ready"]
         return self
 

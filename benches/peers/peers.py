@@ -1,4 +1,5 @@
 """PyTorch's ways to run the sampling loop, each behind `run() -> milliseconds`."""
+
 import time
 
 import torch

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Measures `arclet` and PyTorch in turns: same machine, same run, same weights, noise and times. See README.md."""
+
 import argparse
 import datetime
 import hashlib
@@ -32,8 +33,10 @@ HALF_BOUND = 2.0
 def errors(got, want):
     """(max |got - want| / max |want|, RMS of the difference / RMS of want)"""
     difference = got.astype(np.float64) - want
-    return (float(np.abs(difference).max() / np.abs(want).max()),
-            float(np.sqrt((difference**2).mean() / (want.astype(np.float64) ** 2).mean())))
+    return (
+        float(np.abs(difference).max() / np.abs(want).max()),
+        float(np.sqrt((difference**2).mean() / (want.astype(np.float64) ** 2).mean())),
+    )
 
 
 def check(name, dtype, got, want, eager_rms):
@@ -42,12 +45,19 @@ def check(name, dtype, got, want, eager_rms):
     within = largest <= F32_BOUND if dtype == "f32" else rms <= HALF_BOUND * eager_rms
     if not within:  # Also when they are not numbers.
         bound = f"{F32_BOUND} of the largest" if dtype == "f32" else f"{HALF_BOUND} x {eager_rms:.2e} RMS"
-        raise SystemExit(f"{name} in {dtype} is wrong and not timed: largest error {largest:.2e}, RMS {rms:.2e}, allowed {bound}")
+        raise SystemExit(
+            f"{name} in {dtype} is wrong and not timed: largest error {largest:.2e}, RMS {rms:.2e}, allowed {bound}"
+        )
     return {"largest_error": largest, "rms_error": rms}
 
 
 def summary(times):
-    return {"p50_ms": percentile(times, 0.5), "p90_ms": percentile(times, 0.9), "p99_ms": percentile(times, 0.99), "min_ms": min(times)}
+    return {
+        "p50_ms": percentile(times, 0.5),
+        "p90_ms": percentile(times, 0.9),
+        "p99_ms": percentile(times, 0.99),
+        "min_ms": min(times),
+    }
 
 
 def measure(case, args, folder):
@@ -89,26 +99,48 @@ def measure(case, args, folder):
             ratio, low, high = paired_ratio(blocks[True], blocks[False])
             flat = {turn: [t for block in b for t in block] for turn, b in blocks.items()}
             about = arclet.about
-            rows.append({
-                "name": case.model, "peer": f"PyTorch {kind}", "device": about["device"], "dtype": case.dtype, "batch": case.batch,
-                "guidance": case.guidance, "steps": case.steps, "time": case.time, "evaluations": about["evaluations"],
-                "warm_ups": args.warmup, "runs": len(flat[True]), "arclet": {**summary(flat[True]), **our_errors, "gate": about["gate"]},
-                "theirs": {**summary(flat[False]), **their_errors}, "ratio": ratio, "ratio_95": [low, high],
-                "block_medians_ms": {"arclet": [median(b) for b in blocks[True]], "theirs": [median(b) for b in blocks[False]]},
-            })
+            rows.append(
+                {
+                    "name": case.model,
+                    "peer": f"PyTorch {kind}",
+                    "device": about["device"],
+                    "dtype": case.dtype,
+                    "batch": case.batch,
+                    "guidance": case.guidance,
+                    "steps": case.steps,
+                    "time": case.time,
+                    "evaluations": about["evaluations"],
+                    "warm_ups": args.warmup,
+                    "runs": len(flat[True]),
+                    "arclet": {**summary(flat[True]), **our_errors, "gate": about["gate"]},
+                    "theirs": {**summary(flat[False]), **their_errors},
+                    "ratio": ratio,
+                    "ratio_95": [low, high],
+                    "block_medians_ms": {
+                        "arclet": [median(b) for b in blocks[True]],
+                        "theirs": [median(b) for b in blocks[False]],
+                    },
+                }
+            )
             print(line(rows[-1]), flush=True)
             del made
     return rows
 
 
-HEAD = f"{'model':<8} {'peer':<33} {'dtype':>5} {'NFE':>4} {'arclet p50':>11} {'p99':>9} {'peer p50':>11} {'p99':>9}   peer / arclet [95 %]"
+HEAD = (
+    f"{'model':<8} {'peer':<33} {'dtype':>5} {'NFE':>4} {'arclet p50':>11} {'p99':>9} {'peer p50':>11} {'p99':>9}"
+    "   peer / arclet [95 %]"
+)
 
 
 def line(row):
     a, t = row["arclet"], row["theirs"]
     low, high = row["ratio_95"]
-    return (f"{row['name']:<8} {row['peer']:<33} {row['dtype']:>5} {row['evaluations']:>4} {a['p50_ms']:>11.3f} {a['p99_ms']:>9.3f} "
-            f"{t['p50_ms']:>11.3f} {t['p99_ms']:>9.3f}   {row['ratio']:.3f} [{low:.3f}, {high:.3f}]")
+    return (
+        f"{row['name']:<8} {row['peer']:<33} {row['dtype']:>5} {row['evaluations']:>4} "
+        f"{a['p50_ms']:>11.3f} {a['p99_ms']:>9.3f} "
+        f"{t['p50_ms']:>11.3f} {t['p99_ms']:>9.3f}   {row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+    )
 
 
 def said(*command):
@@ -134,24 +166,45 @@ def commit():
 
 def machine(device, args):
     about = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "commit": commit(),
-        "arclet_sha256": hashlib.sha256(Path(args.arclet).read_bytes()).hexdigest(), "arclet": said(args.arclet, "--version"),
-        "torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version(), "system": platform.platform(),
-        "cpu": cpu_model(), "threads": args.threads or torch.get_num_threads(), "command": "benches/peers/run.py " + " ".join(sys.argv[1:]),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "arclet_sha256": hashlib.sha256(Path(args.arclet).read_bytes()).hexdigest(),
+        "arclet": said(args.arclet, "--version"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": cpu_model(),
+        "threads": args.threads or torch.get_num_threads(),
+        "command": "benches/peers/run.py " + " ".join(sys.argv[1:]),
     }
     if device.startswith("cuda"):
         gpu = torch.cuda.get_device_properties(device)
-        about |= {"gpu": gpu.name, "gpu_memory": gpu.total_memory, "cuda": torch.version.cuda,
-                  "nvidia_smi": said("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,"
-                                     "temperature.gpu,clocks_throttle_reasons.active", "--format=csv")}
+        about |= {
+            "gpu": gpu.name,
+            "gpu_memory": gpu.total_memory,
+            "cuda": torch.version.cuda,
+            "nvidia_smi": said(
+                "nvidia-smi",
+                "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,"
+                "temperature.gpu,clocks_throttle_reasons.active",
+                "--format=csv",
+            ),
+        }
     return about
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arclet", default=str(ROOT / "target" / "release" / "arclet"), help="the program [target/release/arclet]")
+    parser.add_argument(
+        "--arclet", default=str(ROOT / "target" / "release" / "arclet"), help="the program [target/release/arclet]"
+    )
     parser.add_argument("--models", default="vit-b16,nanodit")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu [cuda where there is one]")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cuda, cuda:N or cpu [cuda where there is one]",
+    )
     parser.add_argument("--dtypes", help="[f16 on a GPU, f32,bf16 on the CPU]")
     parser.add_argument("--steps", type=int, help="[a GPU: 50 for vit-b16, 100 for nanodit; the CPU: 1]")
     parser.add_argument("--time", choices=["train", "notebook"], default="train")
@@ -169,8 +222,12 @@ def arguments():
     unknown = set(args.models.split(",")) - set(WORKLOADS) or set(args.dtypes.split(",")) - set(peers.DTYPES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    if min(args.warmup, args.rounds, args.runs, args.batch) < 1 or (args.steps or 2) < (2 if args.time == "notebook" else 1):
-        parser.error("--warmup, --rounds, --runs, --batch and --steps are at least 1, --steps at least 2 with --time notebook")
+    if min(args.warmup, args.rounds, args.runs, args.batch) < 1 or (args.steps or 2) < (
+        2 if args.time == "notebook" else 1
+    ):
+        parser.error(
+            "--warmup, --rounds, --runs, --batch and --steps are at least 1, --steps at least 2 with --time notebook"
+        )
     return args
 
 
@@ -188,8 +245,15 @@ def main():
             steps, guidance, _ = WORKLOADS[model]
             for dtype in args.dtypes.split(","):
                 default = steps if gpu else (2 if args.time == "notebook" else 1)
-                case = types.SimpleNamespace(model=model, device=args.device, dtype=dtype, steps=args.steps or default, time=args.time,
-                                             guidance=guidance, batch=args.batch)
+                case = types.SimpleNamespace(
+                    model=model,
+                    device=args.device,
+                    dtype=dtype,
+                    steps=args.steps or default,
+                    time=args.time,
+                    guidance=guidance,
+                    batch=args.batch,
+                )
                 rows += measure(case, args, Path(folder))
     slug = re.sub(r"[^a-z0-9]+", "-", about.get("gpu", about["cpu"]).lower()).strip("-")
     out = args.out or RESULTS / f"{about['date']}-{slug}-{about['commit']}-peers.json"

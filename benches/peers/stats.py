@@ -1,4 +1,5 @@
 """Percentiles, and ratios of two programs that were measured in turns. Standard library only."""
+
 import math
 import random
 

@@ -1,5 +1,6 @@
-"""Tests of the comparison: `python3 -m unittest discover -s benches/peers`. Those of the networks need torch, safetensors
-and a minute; they are skipped without."""
+"""Tests of the comparison: `python3 -m unittest discover -s benches/peers`. Those of the networks need
+torch, safetensors and a minute; they are skipped without."""
+
 import json
 import math
 import struct
@@ -32,8 +33,14 @@ def metadata(name):
 
 class Weights(unittest.TestCase):
     def test_first_values_are_the_goldens(self):
-        shapes = {"unet.input_conv.weight": (3, 1, 1, 1), "unet.input_conv.bias": (3,), "unet.pretrained_vit.cls_token": (1, 1, 768),
-                  "unet.pretrained_vit.pos_embed": (1, 197, 768), "x_embedder.proj.weight": (512, 1, 2, 2), "x_embedder.proj.bias": (512,)}
+        shapes = {
+            "unet.input_conv.weight": (3, 1, 1, 1),
+            "unet.input_conv.bias": (3,),
+            "unet.pretrained_vit.cls_token": (1, 1, 768),
+            "unet.pretrained_vit.pos_embed": (1, 197, 768),
+            "x_embedder.proj.weight": (512, 1, 2, 2),
+            "x_embedder.proj.bias": (512,),
+        }
         compared = 0
         for name in ("flow_vit_b16_224", "nanodit_64"):
             for key, value in json.loads(metadata(name)["first_values"]).items():
@@ -76,7 +83,9 @@ class Networks(unittest.TestCase):
         for name, golden, side in (("vit-b16", "flow_vit_b16_224", 224), ("nanodit", "nanodit_64", 64)):
             want = load_file(GOLDENS / f"{golden}.safetensors")
             network = models.build(name).double()
-            x = 1.5 * torch.from_numpy(weights.hash_uniform("input.x", side * side)).float().double().view(1, 1, side, side)
+            x = 1.5 * torch.from_numpy(weights.hash_uniform("input.x", side * side)).float().double().view(
+                1, 1, side, side
+            )
             time = float(want["in.t"].double())
             labels = want.get("in.y", torch.zeros(1, dtype=torch.int64))
             got = network(x, models.embed_times(network, [time]).double(), labels)

@@ -1,7 +1,8 @@
-"""Weights of the built-in models vit-b16 and nanodit: every number is an integer hash of its parameter's name and place.
+"""Weights of the built-in models vit-b16 and nanodit: every number is a hash of its parameter's name and place.
 
 The rule is that of src/models/builtin.rs and of tests/data/goldens/scripts/gen_f_fullsize_hash.py. numpy only.
 """
+
 import math
 
 import numpy as np
