@@ -45,8 +45,10 @@ impl Heads<'_> {
     }
 }
 
-/// Queries per tile: of a CPU task, and of a block of the f32 kernel.
-const CPU_QUERIES: usize = 32;
+/// Most queries of a CPU task: enough to make up for packing the keys, few enough for the scores to stay in the cache.
+const CPU_QUERIES: usize = 64;
+/// Queries per block of the f32 kernel.
+const F32_QUERIES: usize = 32;
 /// Queries per block of the tensor-core kernel.
 const QUERIES: usize = 64;
 
@@ -92,21 +94,21 @@ fn cpu<T: Real>(q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out
     let (q_stride, kv_stride) = (q.stride(), k.stride());
     let (qs, ks, vs) = (q.tensor.host::<T>()?, k.tensor.host::<T>()?, v.tensor.host::<T>()?);
     let scale = T::from_f64(1.0 / (head_dim as f64).sqrt());
-    let tiles = q_len.div_ceil(CPU_QUERIES);
+    // Tiles of about one size, which depends on the length alone.
+    let queries_per_tile = q_len.div_ceil(q_len.div_ceil(CPU_QUERIES));
     // Image by image, so that tiles never straddle two images.
     let tasks: Vec<(usize, usize, &mut [T])> = out
         .host_mut::<T>()?
         .chunks_mut(q_len * dim)
         .enumerate()
-        .flat_map(|(b, image)| image.chunks_mut(CPU_QUERIES * dim).enumerate().map(move |(tile, o)| (b, tile, o)))
+        .flat_map(|(b, image)| image.chunks_mut(queries_per_tile * dim).enumerate().map(move |(tile, o)| (b, tile, o)))
         .collect();
-    debug_assert_eq!(tasks.len(), tiles * q.tensor.dim(0));
     tasks.into_par_iter().for_each(|(b, tile, out)| {
         let rows = out.len() / dim;
         let mut scores = vec![T::default(); rows * kv_len];
         for head in 0..heads {
             let at = |x: Heads, token: usize| (b * x.len() + token) * x.stride() + x.offset + head * head_dim;
-            let queries = (&qs[at(q, tile * CPU_QUERIES)..], q_stride as isize);
+            let queries = (&qs[at(q, tile * queries_per_tile)..], q_stride as isize);
             let keys = (&ks[at(k, 0)..], kv_stride as isize);
             let y = (&mut scores[..], kv_len as isize);
             matmul_t(rows, kv_len, head_dim, y, queries, keys, scale, Parallelism::None);
@@ -165,7 +167,7 @@ fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usi
     let dtype = out.dtype();
     // Shared memory as the head of `attention.cu` states it.
     let (kernel, queries, shared_bytes) = match dtype {
-        DType::F32 => ("attention_fwd_f32".to_string(), CPU_QUERIES, 640 * (head_dim + 4) + 4608),
+        DType::F32 => ("attention_fwd_f32".to_string(), F32_QUERIES, 640 * (head_dim + 4) + 4608),
         _ => {
             let padded = head_dim.next_multiple_of(16);
             (format!("attention_fwd_{dtype}_hd{padded}"), QUERIES, 512 * (padded + 8))
