@@ -3,7 +3,7 @@
 use super::params::Loader;
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::linear::{Activation, Residual, linear, workspace_dtype, workspace_len};
+use crate::ops::linear::{Activation, Operands, Residual, linear, workspace_dtype, workspace_len};
 use crate::tensor::{DType, Tensor};
 
 /// y = x weight^T + bias, with the activation and residual that follow.
@@ -30,7 +30,8 @@ impl Linear {
         y: &mut Tensor,
         workspace: &mut Tensor,
     ) -> Result<()> {
-        linear(device, x, &self.weight, Some(&self.bias), act, residual, y, workspace)
+        let operands = Operands { x, weight: &self.weight, bias: Some(&self.bias), act, residual };
+        linear(device, operands, y, workspace)
     }
 
     /// A workspace of its own for inputs of `images` times `rows` rows.

@@ -58,24 +58,30 @@ struct Geometry {
 /// Products of fewer rows per image take our own dot products: `gemm` branches on the shape.
 const MIN_GEMM_ROWS: usize = 16;
 
-/// y [B, .., N] = residual + act(x [B, .., K] weight [N, K]^T + bias `[N]`).
+/// What a linear layer reads.
+#[derive(Clone, Copy)]
+pub struct Operands<'a> {
+    /// [B, .., K].
+    pub x: &'a Tensor,
+    /// [N, K].
+    pub weight: &'a Tensor,
+    /// `[N]`.
+    pub bias: Option<&'a Tensor>,
+    /// After the bias.
+    pub act: Activation,
+    /// After the activation.
+    pub residual: Residual<'a>,
+}
+
+/// y [B, .., N] = residual + act(x weight^T + bias).
 ///
 /// `workspace` holds at least [`workspace_len`] elements (f32 on a GPU, the compute type on the CPU); its content is
 /// overwritten.
 ///
 /// # Errors
 /// [`Error::Runtime`] if types or shapes do not fit, or the driver's errors.
-#[allow(clippy::too_many_arguments)]
-pub fn linear(
-    device: &Device,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    act: Activation,
-    residual: Residual,
-    y: &mut Tensor,
-    workspace: &mut Tensor,
-) -> Result<()> {
+pub fn linear(device: &Device, operands: Operands, y: &mut Tensor, workspace: &mut Tensor) -> Result<()> {
+    let Operands { x, weight, bias, residual, .. } = operands;
     let (n, k, dtype) = (weight.dim(0), weight.last_dim(), y.dtype());
     let images = x.dim(0);
     expect("linear x", x, dtype, x.shape())?;
@@ -106,10 +112,10 @@ pub fn linear(
     }
     match device {
         Device::Cpu(_) => {
-            with_real!(y.dtype(), T => cpu::<T>(geometry, x, weight, bias, act, residual, y, workspace))?;
+            with_real!(y.dtype(), T => cpu::<T>(geometry, operands, y, workspace))?;
             round(y)
         }
-        Device::Cuda(cuda) => launch(cuda, geometry, x, weight, bias, act, residual, y, workspace),
+        Device::Cuda(cuda) => launch(cuda, geometry, operands, y, workspace),
     }
 }
 
@@ -129,17 +135,8 @@ pub fn workspace_dtype(model: DType) -> DType {
     model.wide()
 }
 
-#[allow(clippy::too_many_arguments)]
-fn cpu<T: Real>(
-    g: Geometry,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    act: Activation,
-    residual: Residual,
-    y: &mut Tensor,
-    workspace: &mut Tensor,
-) -> Result<()> {
+fn cpu<T: Real>(g: Geometry, operands: Operands, y: &mut Tensor, workspace: &mut Tensor) -> Result<()> {
+    let Operands { x, weight, bias, act, residual } = operands;
     let (x, w) = (x.host::<T>()?, weight.host::<T>()?);
     let bias = bias.map(|b| b.host::<T>()).transpose()?;
     // A product that is added to y must not overwrite it first.
@@ -337,18 +334,8 @@ const TILE: usize = 64;
 /// Dynamic shared memory of `linear_fwd_*` (`LINEAR_SMEM` in `linear.cu`).
 const SHARED_BYTES: u32 = 32 << 10;
 
-#[allow(clippy::too_many_arguments)]
-fn launch(
-    cuda: &Cuda,
-    g: Geometry,
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    act: Activation,
-    residual: Residual,
-    y: &mut Tensor,
-    workspace: &mut Tensor,
-) -> Result<()> {
+fn launch(cuda: &Cuda, g: Geometry, operands: Operands, y: &mut Tensor, workspace: &mut Tensor) -> Result<()> {
+    let Operands { x, weight, bias, act, residual } = operands;
     let m = g.images * g.rows;
     let (splits, k_per_split) = split_k(g.rows, g.n, g.k);
     let dtype = y.dtype();

@@ -11,7 +11,7 @@ use arclet::ops::PerImage;
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::embed::condition;
 use arclet::ops::layernorm::{Affine, layernorm};
-use arclet::ops::linear::{Activation, Residual, linear, workspace_len};
+use arclet::ops::linear::{Activation, Operands, Residual, linear, workspace_len};
 use arclet::ops::patch::patchify;
 use arclet::ops::solver::advance;
 use arclet::tensor::{DType, Tensor};
@@ -62,7 +62,8 @@ fn operands_of_another_type_are_refused() {
             let (x, weight, bias) = (z(x, &[1, rows, k]), z(weight, &[n, k]), z(bias, &[n]));
             let (gate, mut y, mut workspace) = (z(gate, &[1, n]), z(f16, &[1, rows, n]), z(workspace, &[len]));
             let residual = Residual::Gated(PerImage { tensor: &gate, offset: 0 });
-            device.run(|| linear(&device, &x, &weight, Some(&bias), Activation::None, residual, &mut y, &mut workspace))
+            let operands = Operands { x: &x, weight: &weight, bias: Some(&bias), act: Activation::None, residual };
+            device.run(|| linear(&device, operands, &mut y, &mut workspace))
         };
         product(f16, f16, f16, f16, f32).unwrap();
         refused(product(f32, f16, f16, f16, f32), &["linear x", "f32", "f16"]);
@@ -91,7 +92,9 @@ fn what_the_kernels_cannot_launch_is_refused() {
     let (x, weight) = (zeros(&device, DType::F16, &[1, rows, 1]), zeros(&device, DType::F16, &[1, 1]));
     let mut y = zeros(&device, DType::F16, &[1, rows, 1]);
     let mut workspace = zeros(&device, DType::F32, &[0]);
-    let product = linear(&device, &x, &weight, None, Activation::None, Residual::None, &mut y, &mut workspace);
+    let residual = Residual::None;
+    let operands = Operands { x: &x, weight: &weight, bias: None, act: Activation::None, residual };
+    let product = linear(&device, operands, &mut y, &mut workspace);
     refused(product, &["linear_fwd_f16", "65536", "65535"]);
 
     for (stride, offset) in [(100, 0), (104, 4)] {

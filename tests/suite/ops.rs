@@ -5,7 +5,7 @@ use arclet::ops::PerImage;
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::embed::{add_rows, condition, label_embedding, prepend_token, take_token};
 use arclet::ops::layernorm::{Affine, layernorm};
-use arclet::ops::linear::{Activation, Residual, linear, workspace_len};
+use arclet::ops::linear::{Activation, Operands, Residual, linear, workspace_len};
 use arclet::ops::noise::normal;
 use arclet::ops::patch::{patchify, unpatchify};
 use arclet::ops::solver::*;
@@ -103,7 +103,8 @@ fn linear_case(c: LinearCase) {
             _ => Residual::Gated(PerImage { tensor: &gate, offset: n }),
         };
         let bias = bias.then_some(&b);
-        device.run(|| linear(device, &x, &w, bias, act, residual, &mut y, &mut workspace)).unwrap();
+        let operands = Operands { x: &x, weight: &w, bias, act, residual };
+        device.run(|| linear(device, operands, &mut y, &mut workspace)).unwrap();
         y.to_f32(device).unwrap()
     });
 }
@@ -166,7 +167,8 @@ fn linear_rows_do_not_depend_on_the_batch() {
                 let len = workspace_len(&device, images, rows, n, k);
                 let mut workspace = Tensor::zeros(&device, DType::F32, &[len]).unwrap();
                 let act = Activation::None;
-                device.run(|| linear(&device, &x, &w, None, act, Residual::None, &mut y, &mut workspace)).unwrap();
+                let operands = Operands { x: &x, weight: &w, bias: None, act, residual: Residual::None };
+                device.run(|| linear(&device, operands, &mut y, &mut workspace)).unwrap();
                 y.to_f32(&device).unwrap()
             };
             assert_eq!(run(1), run(5)[..rows * n], "{} {dtype}", device.name());
