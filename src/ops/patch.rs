@@ -11,6 +11,21 @@ spec! {
 }
 pub(super) const LAYOUT: super::SpecLayout = PatchSpec::LAYOUT;
 
+impl PatchSpec {
+    /// Fields in order.
+    fn new(sizes: [usize; 6]) -> Result<Self> {
+        let [batch, x_batch, channels, height, width, patch] = sizes;
+        Ok(Self {
+            batch: to_i32(batch)?,
+            x_batch: to_i32(x_batch)?,
+            channels: to_i32(channels)?,
+            height: to_i32(height)?,
+            width: to_i32(width)?,
+            patch: to_i32(patch)?,
+        })
+    }
+}
+
 /// y [B, T, C p p], order (channel, row, column) within a patch as a convolution's weights have it, from images
 /// x [X, C, H, W] (always f32, or f64 in f64 models): image b is x[b mod X], so that guidance's two halves share x.
 ///
@@ -39,14 +54,7 @@ pub fn patchify(device: &Device, x: &Tensor, patch: usize, y: &mut Tensor) -> Re
             round(y)
         }
         Device::Cuda(cuda) => {
-            let spec = PatchSpec {
-                batch: to_i32(batch)?,
-                x_batch: to_i32(x_batch)?,
-                channels: to_i32(channels)?,
-                height: to_i32(height)?,
-                width: to_i32(width)?,
-                patch: to_i32(patch)?,
-            };
+            let spec = PatchSpec::new([batch, x_batch, channels, height, width, patch])?;
             let pointers = [x.address(0)?, y.address(0)?];
             let kernel = format!("patchify_fwd_{}", y.dtype());
             launch_elementwise(cuda, "patch", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
@@ -78,14 +86,7 @@ pub fn unpatchify(device: &Device, tokens: &Tensor, patch: usize, images: &mut T
             round(images)
         }
         Device::Cuda(cuda) => {
-            let spec = PatchSpec {
-                batch: to_i32(batch)?,
-                x_batch: to_i32(batch)?,
-                channels: to_i32(channels)?,
-                height: to_i32(height)?,
-                width: to_i32(width)?,
-                patch: to_i32(patch)?,
-            };
+            let spec = PatchSpec::new([batch, batch, channels, height, width, patch])?;
             let pointers = [tokens.address(0)?, images.address(0)?];
             let kernel = format!("unpatchify_fwd_{}", images.dtype());
             launch_elementwise(cuda, "patch", kernel, images.len(), &pointers, bytemuck::bytes_of(&spec))

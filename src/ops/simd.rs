@@ -5,21 +5,17 @@
 macro_rules! vectorized {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
-        #[allow(clippy::too_many_arguments)]
         $vis fn $name<T: crate::tensor::Real>($($arg: $kind),*) {
             #[inline(always)]
-            #[allow(clippy::too_many_arguments)]
             fn body<T: crate::tensor::Real>($($arg: $kind),*) $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
                 fn avx512<T: crate::tensor::Real>($($arg: $kind),*) {
                     body::<T>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                #[allow(clippy::too_many_arguments)]
                 fn avx2<T: crate::tensor::Real>($($arg: $kind),*) {
                     body::<T>($($arg),*)
                 }
