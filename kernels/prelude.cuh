@@ -27,6 +27,24 @@
 
 namespace dev {
 
+#ifndef CUDA_EMU
+// ---- dependent launches ----------------------------------------------------------------------------------------
+
+// A kernel that may be launched dependent (programmatic stream serialization) calls this before it reads or writes what
+// a kernel in front of it touches: everything in front has ended then. Nothing below sm_90, or in an ordinary launch.
+__device__ __forceinline__ void grid_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+// Lets a dependent launch behind this one start, once every block has called it or ended.
+__device__ __forceinline__ void grid_launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+#endif
+
 // ---- storage types ----------------------------------------------------------------------------------------------
 
 // Elements of T in the 16 bytes that one access moves.
