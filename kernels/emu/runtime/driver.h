@@ -199,7 +199,7 @@ ThreadOptions& thread_options();
 // Sets the thread's last error message and returns `code`.
 Result error(Result code, std::string message);
 // Start of a call that needs a context: an error when there is none, or a sticky one. Runs the calling thread's pending
-// launches, unless the call is a launch itself.
+// launches, unless the call is a launch or a preparation of one.
 Result enter(bool launch = false);
 // The stream, null for the legacy default stream; false when the handle is not live. Runs its pending launches.
 bool stream_of(void* handle, Stream*& out);

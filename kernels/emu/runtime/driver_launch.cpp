@@ -145,7 +145,7 @@ API cuModuleUnload(void* m) {
   return modules().remove(m) ? SUCCESS : error(INVALID_HANDLE, "cuModuleUnload: not a loaded module");
 }
 API cuModuleGetFunction(void** out, void* module, const char* name) {
-  if (const Result r = enter()) return r;
+  if (const Result r = enter(true)) return r;
   Module* m = modules().get(module);
   if (!m) return error(INVALID_HANDLE, "cuModuleGetFunction: not a loaded module");
   const auto f = m->functions.find(name);
@@ -160,7 +160,7 @@ API cuModuleGetGlobal_v2(uint64_t*, size_t*, void*, const char* name) {
 }
 
 API cuFuncGetAttribute(int* v, int attribute, void* handle) {
-  if (const Result r = enter()) return r;
+  if (const Result r = enter(true)) return r;
   Function* f = function_of(handle);
   if (!f) return error(INVALID_HANDLE, "cuFuncGetAttribute: not a function of a loaded module");
   switch (attribute) {
@@ -174,7 +174,7 @@ API cuFuncGetAttribute(int* v, int attribute, void* handle) {
   return SUCCESS;
 }
 API cuFuncSetAttribute(void* handle, int attribute, int v) {
-  if (const Result r = enter()) return r;
+  if (const Result r = enter(true)) return r;
   Function* f = function_of(handle);
   if (!f) return error(INVALID_HANDLE, "cuFuncSetAttribute: not a function of a loaded module");
   if (attribute != 8) return SUCCESS;  // carveout and cluster preferences change nothing here
