@@ -34,6 +34,7 @@ namespace {
 template <class T>
 __device__ __forceinline__ void label_embed(const T* __restrict__ time, const T* __restrict__ table,
                                             const unsigned* __restrict__ labels, T* __restrict__ c, const LabelEmbedSpec& s) {
+  dev::grid_begin();
   const size_t n = static_cast<size_t>(s.evaluations) * s.labels * s.dim;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
     const size_t row = i / s.dim, col = i % s.dim;
@@ -45,6 +46,7 @@ __device__ __forceinline__ void label_embed(const T* __restrict__ time, const T*
 template <class T>
 __device__ __forceinline__ void condition(const T* __restrict__ table, const unsigned* __restrict__ counter,
                                           const unsigned* __restrict__ rows, T* __restrict__ y, const ConditionSpec& s) {
+  dev::grid_begin();
   const T* step = table + static_cast<size_t>(*counter) * s.rows_per_step * s.dim;
   const size_t n = static_cast<size_t>(s.batch) * s.dim;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride())
@@ -52,6 +54,7 @@ __device__ __forceinline__ void condition(const T* __restrict__ table, const uns
 }
 
 template <class T> __device__ __forceinline__ void add_rows(T* __restrict__ x, const T* __restrict__ v, const AddRowsSpec& s) {
+  dev::grid_begin();
   constexpr int V = dev::VEC<T>;
   const size_t image = static_cast<size_t>(s.tokens) * s.dim, n = s.batch * image;
   if (s.dim % V == 0 && dev::aligned16(x, v)) {
@@ -73,6 +76,7 @@ template <class T> __device__ __forceinline__ void add_rows(T* __restrict__ x, c
 template <class T>
 __device__ __forceinline__ void prepend_token(const T* __restrict__ first, const T* __restrict__ x, T* __restrict__ y,
                                               const AddRowsSpec& s) {
+  dev::grid_begin();
   const size_t image = static_cast<size_t>(s.tokens + 1) * s.dim, n = s.batch * image;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
     const size_t b = i / image, e = i % image;
@@ -82,6 +86,7 @@ __device__ __forceinline__ void prepend_token(const T* __restrict__ first, const
 
 template <class T>
 __device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restrict__ y, const AddRowsSpec& s) {
+  dev::grid_begin();
   const size_t n = static_cast<size_t>(s.batch) * s.dim;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = x[i / s.dim * s.tokens * s.dim + i % s.dim];
 }

@@ -123,15 +123,15 @@ __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// ---- clusters ----
+// ---- clusters: without one a block is its own, of rank 0 ----
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned r;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(r));
+  asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(r));
   return r;
 }
 __device__ __forceinline__ unsigned cluster_size() {
   unsigned n;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;\n" : "=r"(n));
+  asm("mov.u32 %0, %%cluster_nctarank;\n" : "=r"(n));
   return n;
 }
 // The barrier of all threads of the cluster, in two halves: what came before anyone's arrival is seen after the wait. A block
@@ -141,7 +141,7 @@ __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.w
 // The place of `p`, in this block's dynamic shared memory, in that of block `rank` of the cluster.
 template <class T> __device__ __forceinline__ T* cluster_map(T* p, unsigned rank) {
   uint64_t at;
-  asm volatile("mapa.u64 %0, %1, %2;\n" : "=l"(at) : "l"(p), "r"(rank));
+  asm("mapa.u64 %0, %1, %2;\n" : "=l"(at) : "l"(p), "r"(rank));
   return reinterpret_cast<T*>(at);
 }
 

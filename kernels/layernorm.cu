@@ -92,6 +92,7 @@ __device__ __forceinline__ void norm_by_element(const T* x, const T* gain, const
 
 template <class T, bool MODULATED>
 __device__ __forceinline__ void layernorm(const T* x, const T* gain, const T* offset, T* y, const LayerNormSpec& s) {
+  dev::grid_begin();
   const int row = blockIdx.x * 4 + threadIdx.x / 32;
   if (row >= s.rows) return;
   const bool whole =

@@ -238,6 +238,7 @@ __device__ __forceinline__ bool whole_rows(const T* bias, const T* res, const T*
 template <class T>
 __device__ __forceinline__ void linear(const T* __restrict__ x, const T* __restrict__ w, const T* __restrict__ bias, const T* res,
                                        const T* __restrict__ gate, T* y, float* __restrict__ partial, const LinearSpec& s) {
+  dev::grid_begin();
   DYN_SHARED(unsigned char, smem);
   constexpr int V = dev::VEC<T>;
   const int row0 = blockIdx.y * TILE, col0 = blockIdx.x * TILE;
@@ -286,6 +287,7 @@ __device__ __forceinline__ void linear(const T* __restrict__ x, const T* __restr
 template <class T>
 __device__ __forceinline__ void linear_reduce(const float* __restrict__ partial, const T* __restrict__ bias, const T* res,
                                               const T* __restrict__ gate, T* y, const LinearSpec& s) {
+  dev::grid_begin();
   constexpr int V = dev::VEC<T>;
   const bool whole = whole_rows(bias, res, gate, y, s) && dev::aligned16(partial);
   const size_t per_row = (s.n + V - 1) / V, chunks = per_row * s.m, plane = static_cast<size_t>(s.m) * s.n;

@@ -2,6 +2,7 @@
 //
 // Rules for kernels, so that the same source compiles with nvcc and as host C++17:
 //   KERNEL(name)(parameters) { ... } KERNEL_EXPORT(name)     an entry point; __launch_bounds__ goes before the name
+//   dev::grid_begin(), or dev::grid_wait() where it is due   in every kernel, because all may be launched dependent
 //   SPEC_LAYOUT(Struct, field, ...)                          after each geometry struct: its layout, for the test against Rust
 //   DYN_SHARED(T, name)                                      dynamic shared memory
 //   helpers are __device__ __forceinline__ in an anonymous namespace; no <<<>>>; inline PTX only behind wrappers in a .cuh.
@@ -44,6 +45,11 @@ __device__ __forceinline__ void grid_launch_dependents() {
 #endif
 }
 #endif
+// First in every kernel that does nothing ahead of the launches in front of it.
+__device__ __forceinline__ void grid_begin() {
+  grid_launch_dependents();
+  grid_wait();
+}
 
 // ---- storage types ----------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 pub mod cpu;
 pub mod cuda;
 pub mod images;
+mod launch;
+pub mod probe;
 
 use crate::error::{Error, Result};
 use cpu::Cpu;

@@ -186,5 +186,6 @@ fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usi
             out.address(0)?,
         ],
         spec: bytemuck::bytes_of(&spec),
+        ..Launch::default()
     })
 }

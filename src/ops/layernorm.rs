@@ -125,5 +125,6 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
         shared_bytes: 0,
         pointers: &[x.address(0)?, first, second, y.address(0)?],
         spec: bytemuck::bytes_of(&spec),
+        ..Launch::default()
     })
 }

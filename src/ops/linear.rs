@@ -375,6 +375,7 @@ fn launch(cuda: &Cuda, g: Geometry, operands: Operands, y: &mut Tensor, workspac
         shared_bytes: SHARED_BYTES,
         pointers: &[address(x)?, address(weight)?, bias, rows_address, gate, y_address, partial],
         spec: bytemuck::bytes_of(&spec),
+        ..Launch::default()
     })?;
     if splits > 1 {
         let kernel = format!("linear_reduce_fwd_{dtype}");

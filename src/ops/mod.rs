@@ -131,7 +131,7 @@ fn launch_elementwise(
 ) -> Result<()> {
     // Kernels count elements in 32 bits.
     let grid = [to_u32(elements)?.div_ceil(256), 1, 1];
-    cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec })
+    cuda.launch(&Launch { module, kernel, grid, threads: 256, pointers, spec, ..Launch::default() })
 }
 
 /// A size as a kernel takes it.

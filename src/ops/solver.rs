@@ -180,6 +180,7 @@ pub fn advance(device: &Device, counter: &mut Tensor) -> Result<()> {
             shared_bytes: 0,
             pointers: &[counter.address(0)?],
             spec: &[],
+            ..Launch::default()
         }),
     }
 }
