@@ -41,6 +41,7 @@ struct Inner {
     images: KernelImages,
     driver_version: i32,
     compute_capability: (i32, i32),
+    multiprocessors: usize,
     /// Held for writing while a thread records a graph, for reading by every other use of the stream.
     stream_use: RwLock<()>,
     /// The thread that records.
@@ -261,6 +262,9 @@ impl Cuda {
         let context = CudaContext::new(ordinal).map_err(driver_error("context"))?;
         // SAFETY: every use of device memory is on the one stream created below, in program order.
         unsafe { context.disable_event_tracking() };
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(driver_error("attribute"))? as usize;
         let stream = context.new_stream().map_err(driver_error("stream"))?;
         let inner = Inner {
             ordinal,
@@ -268,6 +272,7 @@ impl Cuda {
             images,
             driver_version: probe.driver_version,
             compute_capability: info.compute_capability,
+            multiprocessors,
             stream_use: RwLock::default(),
             recorder: Mutex::default(),
             context,
@@ -287,8 +292,18 @@ impl Cuda {
 
     /// GPU model and compute capability.
     pub fn description(&self) -> String {
+        format!("{} ({})", self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into()), self.arch())
+    }
+
+    /// The architecture as nvcc names it: `sm_90`.
+    pub fn arch(&self) -> String {
         let (major, minor) = self.inner.compute_capability;
-        format!("{} (sm_{major}{minor})", self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into()))
+        format!("sm_{major}{minor}")
+    }
+
+    /// Number of multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors
     }
 
     /// Allocates `bytes` zeroed bytes.
