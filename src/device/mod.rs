@@ -3,6 +3,7 @@
 pub mod cpu;
 pub mod cuda;
 pub mod images;
+pub mod trace;
 
 use crate::error::{Error, Result};
 use cpu::Cpu;

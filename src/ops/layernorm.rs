@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::reduce::sum_of;
 use super::simd::vectorized;
-use super::{PerImage, expect, round, spec, to_i32, to_u32, with_real};
+use super::{PerImage, expect, moves, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
@@ -101,13 +101,16 @@ vectorized! {
 fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {
     let dim = x.last_dim();
     let rows = x.len() / dim;
-    let (name, first, second, mod_stride) = match affine {
-        Affine::Learned(weight, bias) => ("layernorm_fwd", weight.address(0)?, bias.address(0)?, 0),
+    let (name, first, second, mod_stride, affine_bytes) = match affine {
+        Affine::Learned(weight, bias) => {
+            ("layernorm_fwd", weight.address(0)?, bias.address(0)?, 0, weight.bytes() + bias.bytes())
+        }
         Affine::Modulated { shift, scale } => (
             "layernorm_modulated_fwd",
             shift.tensor.address(shift.offset)?,
             scale.tensor.address(scale.offset)?,
             shift.stride(),
+            2 * shift.bytes(x.dim(0), dim),
         ),
     };
     let spec = LayerNormSpec {
@@ -125,5 +128,6 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
         shared_bytes: 0,
         pointers: &[x.address(0)?, first, second, y.address(0)?],
         spec: bytemuck::bytes_of(&spec),
+        work: moves(x.bytes() + affine_bytes + y.bytes()),
     })
 }

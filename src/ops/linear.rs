@@ -8,6 +8,7 @@ use super::simd::vectorized;
 use super::{PerImage, expect, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
+use crate::device::trace::Work;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
 
@@ -44,6 +45,18 @@ pub enum Residual<'a> {
     Rows(&'a Tensor),
     /// y += gate * v, the gate differing per image (adaLN-zero).
     Gated(PerImage<'a>),
+}
+
+impl Residual<'_> {
+    /// Bytes that adding it to `y` reads.
+    fn bytes(self, g: Geometry, y: &Tensor) -> usize {
+        match self {
+            Self::None => 0,
+            Self::InPlace => y.bytes(),
+            Self::Rows(rows) => rows.bytes(),
+            Self::Gated(gate) => y.bytes() + gate.bytes(g.images, g.n),
+        }
+    }
 }
 
 /// `images` is the leading dimension of x, `rows` the product of the dimensions between it and the last.
@@ -365,6 +378,10 @@ fn launch(cuda: &Cuda, g: Geometry, operands: Operands, y: &mut Tensor, workspac
         splits: to_i32(splits)?,
         k_per_split: to_i32(k_per_split)?,
     };
+    let after = residual.bytes(g, y) + operands.bias.map_or(0, Tensor::bytes) + y.bytes();
+    let partial_bytes = splits * m * g.n * size_of::<f32>();
+    let last = if splits > 1 { partial_bytes } else { after };
+    let product = Work { flops: 2 * (m * g.n * g.k) as u64, bytes: (x.bytes() + weight.bytes() + last) as u64 };
     let partial = if splits > 1 { workspace.address(0)? } else { 0 };
     let threads = if dtype == DType::F32 { 256 } else { 128 };
     cuda.launch(&Launch {
@@ -375,13 +392,15 @@ fn launch(cuda: &Cuda, g: Geometry, operands: Operands, y: &mut Tensor, workspac
         shared_bytes: SHARED_BYTES,
         pointers: &[address(x)?, address(weight)?, bias, rows_address, gate, y_address, partial],
         spec: bytemuck::bytes_of(&spec),
+        work: product,
     })?;
     if splits > 1 {
         let kernel = format!("linear_reduce_fwd_{dtype}");
         let pointers = [partial, bias, rows_address, gate, y_address];
         // One thread sums and finishes 16 bytes of y.
         let threads = m * g.n.div_ceil(16 / dtype.size());
-        super::launch_elementwise(cuda, "linear", kernel, threads, &pointers, bytemuck::bytes_of(&spec))?;
+        let bytes = partial_bytes + after;
+        super::launch_elementwise(cuda, ("linear", kernel), threads, &pointers, bytemuck::bytes_of(&spec), bytes)?;
     }
     Ok(())
 }

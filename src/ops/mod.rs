@@ -15,6 +15,7 @@ mod simd;
 pub mod solver;
 
 use crate::device::cuda::{Cuda, Launch};
+use crate::device::trace::Work;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -70,6 +71,11 @@ impl PerImage<'_> {
         self.tensor.last_dim()
     }
 
+    /// Bytes of the `dim` elements that each image uses.
+    fn bytes(&self, images: usize, dim: usize) -> usize {
+        images * dim * self.tensor.dtype().size()
+    }
+
     fn check(&self, dtype: DType, images: usize, dim: usize) -> Result<()> {
         if self.stride().checked_sub(self.offset).is_none_or(|rest| rest < dim) {
             return Err(shape_error("per-image rows", self.tensor.shape(), &[images, self.offset.saturating_add(dim)]));
@@ -120,18 +126,23 @@ macro_rules! with_real {
 }
 pub(crate) use with_real;
 
-/// Launches a kernel of one thread per element, 256 threads a block.
+/// Launches a kernel of one thread per element, 256 threads a block; `bytes` as in [`moves`].
 fn launch_elementwise(
     cuda: &Cuda,
-    module: &'static str,
-    kernel: String,
+    (module, kernel): (&'static str, String),
     elements: usize,
     pointers: &[u64],
     spec: &[u8],
+    bytes: usize,
 ) -> Result<()> {
     // Kernels count elements in 32 bits.
     let grid = [to_u32(elements)?.div_ceil(256), 1, 1];
-    cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec })
+    cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec, work: moves(bytes) })
+}
+
+/// The work of a kernel that multiplies no matrices: `bytes` of operands read and outputs written.
+fn moves(bytes: usize) -> Work {
+    Work { flops: 0, bytes: bytes as u64 }
 }
 
 /// A size as a kernel takes it.
