@@ -306,10 +306,15 @@ impl Cuda {
         format!("cuda:{}", self.inner.ordinal)
     }
 
+    /// GPU model as the driver calls it.
+    pub fn model(&self) -> String {
+        self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into())
+    }
+
     /// GPU model and compute capability.
     pub fn description(&self) -> String {
         let (major, minor) = self.inner.compute_capability;
-        format!("{} (sm_{major}{minor})", self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into()))
+        format!("{} (sm_{major}{minor})", self.model())
     }
 
     /// Allocates `bytes` zeroed bytes.

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod gpus;
 pub mod images;
 pub mod trace;
 

@@ -1,14 +1,15 @@
 //! What was launched: each launch says how much work it is, and a trace keeps the launches in order, with enough to
 //! launch each again.
 
-use std::ops::Add;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
 
 use super::cuda::Launch;
 use crate::error::{Error, Result};
 
 /// The least that a launch has to do, whatever the kernel makes of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Work {
     /// Floating-point operations of matrix products and attention, two per multiply-add; 0 for everything else, which
     /// memory limits.
@@ -17,16 +18,8 @@ pub struct Work {
     pub bytes: u64,
 }
 
-impl Add for Work {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
-    }
-}
-
 /// One launch of a trace: a phase of the work, as everything in a stream waits for what is before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Phase {
     /// Exported name.
     pub kernel: String,
@@ -37,10 +30,13 @@ pub struct Phase {
     /// Dynamic shared memory per block, in bytes.
     pub shared_bytes: u32,
     /// What it has to do.
+    #[serde(flatten)]
     pub work: Work,
     /// The `.cu` file that holds the kernel, without its ending.
     pub module: &'static str,
+    #[serde(skip)]
     pointers: Vec<u64>,
+    #[serde(skip)]
     spec: Vec<u8>,
 }
 
@@ -70,6 +66,18 @@ impl Phase {
         let geometry = |p: &Self| (p.grid, p.threads, p.shared_bytes, p.work);
         self.kernel == other.kernel && geometry(self) == geometry(other) && self.spec == other.spec
     }
+}
+
+/// The phases of a trace sorted into kinds, in order of their first: phases of a kind are alike.
+pub fn kinds(phases: &[Phase]) -> Vec<Vec<&Phase>> {
+    let mut kinds: Vec<Vec<&Phase>> = Vec::new();
+    for phase in phases {
+        match kinds.iter_mut().find(|kind| kind[0].is_like(phase)) {
+            Some(kind) => kind.push(phase),
+            None => kinds.push(vec![phase]),
+        }
+    }
+    kinds
 }
 
 /// The launches of one device while somebody wants them noted.
