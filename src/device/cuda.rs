@@ -15,6 +15,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use super::images::KernelImages;
+use super::trace::{Phase, Recorder, Work};
 use crate::error::{Error, Result};
 
 /// Oldest compute capability that the kernels run on (cp.async, bf16 tensor cores).
@@ -49,6 +50,9 @@ struct Inner {
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, Arc<Function>>>,
     usage: Usage,
+    trace: Recorder,
+    /// Launches are noted and not run.
+    dry: bool,
 }
 
 /// Bytes of the buffers that are alive, and the most there ever were at a time.
@@ -121,6 +125,8 @@ pub(crate) struct Launch<'a> {
     pub pointers: &'a [u64],
     /// Bytes of the spec struct; empty for a kernel without one.
     pub spec: &'a [u8],
+    /// The least that it has to do.
+    pub work: Work,
 }
 
 /// A recorded CUDA graph, ready to launch on the device's stream.
@@ -237,6 +243,21 @@ impl Cuda {
     /// older than [`MIN_COMPUTE_CAPABILITY`], `images` holds no kernels for it, or the driver cannot load them (one that
     /// is older than the nvcc that compiled them).
     pub fn new(ordinal: usize, images: KernelImages) -> Result<Self> {
+        let cuda = Self::open(ordinal, images, false)?;
+        cuda.module(PROBE_MODULE)?;
+        Ok(cuda)
+    }
+
+    /// Opens GPU `ordinal` to see what would be launched on it: memory is real, but kernels are noted by
+    /// [`Self::trace`] and never loaded or run, so results stay what buffers held.
+    ///
+    /// # Errors
+    /// As [`Self::new`], except that no kernels are needed.
+    pub fn dry(ordinal: usize) -> Result<Self> {
+        Self::open(ordinal, KernelImages::default(), true)
+    }
+
+    fn open(ordinal: usize, images: KernelImages, dry: bool) -> Result<Self> {
         let probe = probe()?;
         if probe.driver_version < MIN_DRIVER_VERSION {
             return Err(Error::device(format!(
@@ -254,7 +275,7 @@ impl Cuda {
                 info.name
             )));
         }
-        if images.is_empty() {
+        if images.is_empty() && !dry {
             return Err(Error::device(
                 "this binary has no GPU kernels: install nvcc with `tools/setup-cuda` and build again",
             ));
@@ -279,10 +300,10 @@ impl Cuda {
             modules: Mutex::default(),
             functions: Mutex::default(),
             usage: Usage::default(),
+            trace: Recorder::default(),
+            dry,
         };
-        let cuda = Self { inner: Arc::new(inner) };
-        cuda.module(PROBE_MODULE)?;
-        Ok(cuda)
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// `cuda:0`.
@@ -290,9 +311,14 @@ impl Cuda {
         format!("cuda:{}", self.inner.ordinal)
     }
 
+    /// GPU model as the driver calls it.
+    pub fn model(&self) -> String {
+        self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into())
+    }
+
     /// GPU model and compute capability.
     pub fn description(&self) -> String {
-        format!("{} ({})", self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into()), self.arch())
+        format!("{} ({})", self.model(), self.arch())
     }
 
     /// The architecture as nvcc names it: `sm_90`.
@@ -412,6 +438,10 @@ impl Cuda {
             )));
         }
         let _use = self.inner.enter()?;
+        self.inner.trace.note(launch);
+        if self.inner.dry {
+            return Ok(());
+        }
         let function = self.function(launch)?;
         let mut pointers: Vec<u64> = launch.pointers.to_vec();
         let mut params: Vec<*mut c_void> = pointers.iter_mut().map(|p| (p as *mut u64).cast()).collect();
@@ -437,6 +467,25 @@ impl Cuda {
             sys::cuLaunchKernelEx(&config, function.function.cu_function(), params.as_mut_ptr(), std::ptr::null_mut())
         };
         status.result().map_err(|e| Error::device(format!("launch of {}: {}", launch.kernel, describe(e))))
+    }
+
+    /// Runs `work` and returns what it launched, in order: not what graphs launch, only kernels one by one.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Device`] inside another trace of the same GPU.
+    pub fn trace(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<Phase>> {
+        self.inner.trace.start()?;
+        let worked = work();
+        let phases = self.inner.trace.stop();
+        worked.map(|()| phases)
+    }
+
+    /// Enqueues a phase of a trace again, on the buffers it was traced on, which have to be alive still.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn relaunch(&self, phase: &Phase) -> Result<()> {
+        self.launch(&phase.as_launch())
     }
 
     /// Records what `work` launches into a graph; see [`super::Device::capture`].

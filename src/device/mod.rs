@@ -2,7 +2,9 @@
 
 pub mod cpu;
 pub mod cuda;
+pub mod gpus;
 pub mod images;
+pub mod trace;
 
 use crate::error::{Error, Result};
 use cpu::Cpu;

@@ -48,7 +48,7 @@ pub struct Model {
 }
 
 enum Network {
-    FlowVit(flow_vit::FlowVit),
+    FlowVit(Box<flow_vit::FlowVit>),
     Dit(Box<dit::Dit>),
 }
 
@@ -115,7 +115,7 @@ impl Model {
         }
         let loader = Loader::new(source, device, dtype);
         let network = match config.architecture {
-            Architecture::FlowVit => Network::FlowVit(flow_vit::FlowVit::load(&config, &loader)?),
+            Architecture::FlowVit => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
             Architecture::Dit => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
             Architecture::Vit => return Err(Error::input(source.origin(), config::CLASSIFIER)),
         };

@@ -76,7 +76,9 @@ pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &
             let spec = LabelEmbedSpec { evaluations: to_i32(evaluations)?, labels: to_i32(count)?, dim: to_i32(dim)? };
             let pointers = [time.address(0)?, table.address(0)?, labels.address(0)?, c.address(0)?];
             let kernel = format!("label_embed_fwd_{}", c.dtype());
-            launch_elementwise(cuda, "embed", kernel, c.len(), &pointers, bytemuck::bytes_of(&spec))
+            let used = count.min(table.dim(0)) * dim * dtype.size();
+            let bytes = time.bytes() + used + labels.bytes() + c.bytes();
+            launch_elementwise(cuda, ("embed", kernel), c.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
         }
     }
 }
@@ -105,7 +107,8 @@ pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor
             let spec = TokensSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
             let pointers = [first.address(0)?, x.address(0)?, y.address(0)?];
             let kernel = format!("prepend_token_fwd_{}", y.dtype());
-            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
+            let bytes = first.bytes() + x.bytes() + y.bytes();
+            launch_elementwise(cuda, ("embed", kernel), y.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
         }
     }
 }
@@ -131,7 +134,8 @@ pub fn take_token(device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
             let spec = TokensSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
             let pointers = [x.address(0)?, y.address(0)?];
             let kernel = format!("take_token_fwd_{}", y.dtype());
-            launch_elementwise(cuda, "embed", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
+            let bytes = 2 * y.bytes();
+            launch_elementwise(cuda, ("embed", kernel), y.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
         }
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::reduce::sum_of;
 use super::simd::vectorized;
-use super::{Columns, Select, condition_rows, expect, round, spec, to_i32, to_u32, with_real};
+use super::{Columns, Select, condition_rows, expect, moves, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
@@ -116,10 +116,11 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
         })
     };
     let (x_address, y_address) = (x.address(0)?, y.address(0)?);
-    let (name, pointers, spec) = match affine {
-        Affine::None => ("layernorm_fwd", vec![x_address, 0, 0, y_address], spec(0, 0)?),
+    let (name, pointers, spec, affine_bytes) = match affine {
+        Affine::None => ("layernorm_fwd", vec![x_address, 0, 0, y_address], spec(0, 0)?, 0),
         Affine::Learned(weight, bias) => {
-            ("layernorm_fwd", vec![x_address, weight.address(0)?, bias.address(0)?, y_address], spec(0, 0)?)
+            let pointers = vec![x_address, weight.address(0)?, bias.address(0)?, y_address];
+            ("layernorm_fwd", pointers, spec(0, 0)?, weight.bytes() + bias.bytes())
         }
         Affine::Modulated { shift, scale, select } => {
             let (shift_address, scale_address) = (shift.tensor().address(0)?, scale.tensor().address(0)?);
@@ -128,7 +129,8 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
                 None => (0, 0, 0),
             };
             let pointers = vec![x_address, shift_address, scale_address, counter, picked, y_address];
-            ("layernorm_modulated_fwd", pointers, spec(scale.stride(), conditions)?)
+            let bytes = shift.bytes(x.dim(0), dim) + scale.bytes(x.dim(0), dim);
+            ("layernorm_modulated_fwd", pointers, spec(scale.stride(), conditions)?, bytes)
         }
     };
     cuda.launch(&Launch {
@@ -139,5 +141,6 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
         shared_bytes: 0,
         pointers: &pointers,
         spec: bytemuck::bytes_of(&spec),
+        work: moves(x.bytes() + affine_bytes + y.bytes()),
     })
 }

@@ -15,6 +15,7 @@ mod simd;
 pub mod solver;
 
 use crate::device::cuda::{Cuda, Launch};
+use crate::device::trace::Work;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
@@ -77,6 +78,12 @@ impl<'a> Columns<'a> {
             Self::Shared(_) => 0,
             Self::PerImage(t) => t.last_dim(),
         }
+    }
+
+    /// Bytes that `images` images use.
+    fn bytes(&self, images: usize, n: usize) -> usize {
+        let rows = if self.stride() == 0 { 1 } else { images };
+        rows * n * self.tensor().dtype().size()
     }
 
     fn check(&self, what: &str, dtype: DType, select: Option<Select>, images: usize, n: usize) -> Result<()> {
@@ -156,18 +163,23 @@ macro_rules! with_real {
 }
 pub(crate) use with_real;
 
-/// Launches a kernel of one thread per element, 256 threads a block.
+/// Launches a kernel of one thread per element, 256 threads a block; `bytes` as in [`moves`].
 fn launch_elementwise(
     cuda: &Cuda,
-    module: &'static str,
-    kernel: String,
+    (module, kernel): (&'static str, String),
     elements: usize,
     pointers: &[u64],
     spec: &[u8],
+    bytes: usize,
 ) -> Result<()> {
     // Kernels count elements in 32 bits.
     let grid = [to_u32(elements)?.div_ceil(256), 1, 1];
-    cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec })
+    cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec, work: moves(bytes) })
+}
+
+/// The work of a kernel that multiplies no matrices: `bytes` of operands read and outputs written.
+fn moves(bytes: usize) -> Work {
+    Work { flops: 0, bytes: bytes as u64 }
 }
 
 /// A size as a kernel takes it.

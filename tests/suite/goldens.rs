@@ -320,7 +320,7 @@ fn an_image_does_not_depend_on_its_neighbours_classes() {
 fn a_long_loop_replays_one_evaluation() {
     let model = load("a3_nanodit", &cuda(), DType::F16);
     let options = SamplerOptions { guidance: 2.0, clamp: true };
-    let draw = |limit: usize, solver: Solver, steps: usize, launches: u64| {
+    let draw = |limit: Option<usize>, solver: Solver, steps: usize, launches: u64| {
         let schedule = Schedule::new(solver, steps, TimeConvention::Train).unwrap();
         let mut sampler = Sampler::with_graphs_of(limit, &model, &schedule, 1, options).unwrap();
         // Twice, so that the second run starts from the counter that the first one left.
@@ -338,11 +338,13 @@ fn a_long_loop_replays_one_evaluation() {
     };
     for solver in [Solver::Heun, Solver::Ab2] {
         let evaluations = Schedule::new(solver, 6, TimeConvention::Train).unwrap().evaluations();
-        let whole = draw(evaluations, solver, 6, 1);
-        assert!(whole == draw(evaluations - 1, solver, 6, evaluations as u64), "{}", solver.name());
+        let whole = draw(Some(evaluations), solver, 6, 1);
+        assert!(whole == draw(Some(evaluations - 1), solver, 6, evaluations as u64), "{}", solver.name());
+        assert!(whole == draw(None, solver, 6, 0), "{} without a graph", solver.name());
     }
     let long = MAX_GRAPH_EVALUATIONS + 1;
-    assert!(draw(MAX_GRAPH_EVALUATIONS, Solver::Euler, long, long as u64) == draw(long, Solver::Euler, long, 1));
+    let limited = draw(Some(MAX_GRAPH_EVALUATIONS), Solver::Euler, long, long as u64);
+    assert!(limited == draw(Some(long), Solver::Euler, long, 1));
 }
 
 #[test]

@@ -10,3 +10,4 @@ mod house;
 mod import;
 mod ops;
 mod ptx;
+mod trace;

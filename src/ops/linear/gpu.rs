@@ -2,6 +2,7 @@
 
 use super::{Activation, ForNorm, Geometry, Norm, Operands, Plan, Residual, Workspace, too_small};
 use crate::device::cuda::{Cuda, Launch};
+use crate::device::trace::Work;
 use crate::error::Result;
 use crate::ops::{Columns, spec, to_i32, to_u32};
 use crate::tensor::Tensor;
@@ -45,6 +46,7 @@ pub(super) fn launch(
         Residual::Rows(rows) => (1, rows.address(0)?, rows.dim(0), None),
         Residual::Gated(gate) => (2, y_address, m, Some(gate)),
     };
+    let work = work(g, &operands, y, next.as_ref());
     let (bias, bias_stride) = columns(bias)?;
     let (sums, sums_stride) = columns(norm.map(|n: Norm| n.sums))?;
     let (gate, gate_stride) = columns(gate)?;
@@ -102,5 +104,22 @@ pub(super) fn launch(
         shared_bytes: tile.shared_bytes(),
         pointers: &pointers,
         spec: bytemuck::bytes_of(&spec),
+        work,
     })
+}
+
+fn work(g: Geometry, operands: &Operands, y: &Tensor, next: Option<&ForNorm>) -> Work {
+    let Operands { x, weight, norm, bias, residual, .. } = operands;
+    let columns = |c: Option<Columns>| c.map_or(0, |c| c.bytes(g.images, g.n));
+    let residual = match residual {
+        Residual::None => 0,
+        Residual::InPlace => y.bytes(),
+        Residual::Rows(rows) => rows.bytes(),
+        Residual::Gated(gate) => y.bytes() + columns(Some(*gate)),
+    };
+    let norm = norm.map_or(0, |n| n.stats.bytes() + columns(Some(n.sums)));
+    let scaled = |(scale, z): &(Columns, &mut Tensor)| columns(Some(*scale)) + z.bytes();
+    let next = next.map_or(0, |next| next.stats.bytes() + next.scaled.as_ref().map_or(0, scaled));
+    let bytes = x.bytes() + weight.bytes() + norm + columns(*bias) + residual + y.bytes() + next;
+    Work { flops: 2 * (g.images * g.rows * g.n * g.k) as u64, bytes: bytes as u64 }
 }
