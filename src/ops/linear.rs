@@ -381,7 +381,11 @@ fn launch(cuda: &Cuda, g: Geometry, operands: Operands, y: &mut Tensor, workspac
     let after = residual.bytes(g, y) + operands.bias.map_or(0, Tensor::bytes) + y.bytes();
     let partial_bytes = splits * m * g.n * size_of::<f32>();
     let last = if splits > 1 { partial_bytes } else { after };
-    let product = Work { flops: 2 * (m * g.n * g.k) as u64, bytes: (x.bytes() + weight.bytes() + last) as u64 };
+    let product = Work {
+        flops: 2 * (m * g.n * g.k) as u64,
+        bytes: (x.bytes() + weight.bytes() + last) as u64,
+        weights: weight.bytes() as u64,
+    };
     let partial = if splits > 1 { workspace.address(0)? } else { 0 };
     let threads = if dtype == DType::F32 { 256 } else { 128 };
     cuda.launch(&Launch {
