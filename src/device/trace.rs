@@ -16,6 +16,9 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of device memory, each operand read once and each output written once.
     pub bytes: u64,
+    /// Those of them that are matrices of parameters: an evaluation reads each once, so they come from memory and not
+    /// from a cache unless one holds the whole model.
+    pub weights: u64,
 }
 
 /// One launch of a trace: a phase of the work, as everything in a stream waits for what is before it.

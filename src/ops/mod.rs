@@ -179,7 +179,7 @@ fn launch_elementwise(
 
 /// The work of a kernel that multiplies no matrices: `bytes` of operands read and outputs written.
 fn moves(bytes: usize) -> Work {
-    Work { flops: 0, bytes: bytes as u64 }
+    Work { bytes: bytes as u64, ..Work::default() }
 }
 
 /// A size as a kernel takes it.

@@ -37,9 +37,13 @@ fn a_trace_is_what_ran_in_order_and_runs_again() {
     let phases = phases.unwrap();
     let kernels: Vec<&str> = phases.iter().map(|p| p.kernel.as_str()).collect();
     assert_eq!(kernels, ["counter_advance", "linear_fwd_f16_64x64", "counter_advance"]);
-    assert_eq!((phases[0].work, phases[0].grid, phases[0].threads), (Work { flops: 0, bytes: 8 }, [1, 1, 1], 1));
+    assert_eq!(
+        (phases[0].work, phases[0].grid, phases[0].threads),
+        (Work { flops: 0, bytes: 8, weights: 0 }, [1, 1, 1], 1)
+    );
     let elements = m * k + n * k + n + 2 * m * n;
-    assert_eq!(phases[1].work, Work { flops: 2 * (m * n * k) as u64, bytes: 2 * elements as u64 });
+    let work = Work { flops: 2 * (m * n * k) as u64, bytes: 2 * elements as u64, weights: 2 * (n * k) as u64 };
+    assert_eq!(phases[1].work, work);
     assert!(phases[0].is_like(&phases[2]) && !phases[0].is_like(&phases[1]));
     assert_eq!(count(&device, &counter), 2.0);
     for phase in &phases {

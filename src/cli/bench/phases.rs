@@ -54,7 +54,7 @@ pub struct Kind {
 
 impl Kind {
     fn new(kind: &[&Phase], us: f64, gpu: Option<&Gpu>) -> Self {
-        let Work { flops, bytes } = kind[0].work;
+        let Work { flops, bytes, .. } = kind[0].work;
         let (gb_per_s, tflops) = (bytes as f64 / us / 1e3, flops as f64 / us / 1e6);
         Self {
             count: kind.len(),
@@ -169,8 +169,8 @@ mod tests {
 
     #[test]
     fn shares_are_of_what_the_gpu_can_do() {
-        // 2150 bytes and 395000 operations in a nanosecond: half of what an H200 does.
-        let phase: Phase = Phase { work: Work { flops: 395_000_000, bytes: 2_150_000 }, ..Phase::default() };
+        // In a microsecond half of what an H200 does.
+        let phase = Phase { work: Work { flops: 395_000_000, bytes: 2_150_000, weights: 0 }, ..Phase::default() };
         let half = Kind::new(&[&phase, &phase], 1.0, gpus::find("NVIDIA H200"));
         assert_eq!((half.count, half.gb_per_s, half.tflops), (2, 2150.0, 395.0));
         assert_eq!((half.bandwidth_share, half.peak_share), (Some(0.5), Some(0.5)));

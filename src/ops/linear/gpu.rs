@@ -121,5 +121,5 @@ fn work(g: Geometry, operands: &Operands, y: &Tensor, next: Option<&ForNorm>) ->
     let scaled = |(scale, z): &(Columns, &mut Tensor)| columns(Some(*scale)) + z.bytes();
     let next = next.map_or(0, |next| next.stats.bytes() + next.scaled.as_ref().map_or(0, scaled));
     let bytes = x.bytes() + weight.bytes() + norm + columns(*bias) + residual + y.bytes() + next;
-    Work { flops: 2 * (g.images * g.rows * g.n * g.k) as u64, bytes: bytes as u64 }
+    Work { flops: 2 * (g.images * g.rows * g.n * g.k) as u64, bytes: bytes as u64, weights: weight.bytes() as u64 }
 }
