@@ -15,6 +15,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::images::{ImageTarget, KernelImages};
 pub(crate) use super::launch::{Launch, TensorMap};
+use super::trace::{Phase, Recorder};
 use crate::error::{Error, Result};
 
 /// Oldest compute capability that the kernels run on (cp.async, bf16 tensor cores).
@@ -41,6 +42,7 @@ struct Inner {
     images: KernelImages,
     driver_version: i32,
     compute_capability: (i32, i32),
+    multiprocessors: usize,
     /// Whether kernels are launched dependent: each may start while the one in front of it still runs, and waits for it
     /// by itself.
     dependent: AtomicBool,
@@ -51,6 +53,9 @@ struct Inner {
     modules: Mutex<HashMap<&'static str, Arc<CudaModule>>>,
     functions: Mutex<HashMap<String, Arc<Function>>>,
     usage: Usage,
+    trace: Recorder,
+    /// Launches are noted and not run.
+    dry: bool,
 }
 
 /// Bytes of the buffers that are alive, and the most there ever were at a time.
@@ -221,6 +226,21 @@ impl Cuda {
     /// older than [`MIN_COMPUTE_CAPABILITY`], `images` holds no kernels for it, or the driver cannot load them (one that
     /// is older than the nvcc that compiled them).
     pub fn new(ordinal: usize, images: KernelImages) -> Result<Self> {
+        let cuda = Self::open(ordinal, images, false)?;
+        cuda.module(PROBE_MODULE)?;
+        Ok(cuda)
+    }
+
+    /// Opens GPU `ordinal` to see what would be launched on it: memory is real, but kernels are noted by
+    /// [`Self::trace`] and never loaded or run, so results stay what buffers held.
+    ///
+    /// # Errors
+    /// As [`Self::new`], except that no kernels are needed.
+    pub fn dry(ordinal: usize) -> Result<Self> {
+        Self::open(ordinal, KernelImages::default(), true)
+    }
+
+    fn open(ordinal: usize, images: KernelImages, dry: bool) -> Result<Self> {
         let probe = probe()?;
         if probe.driver_version < MIN_DRIVER_VERSION {
             return Err(Error::device(format!(
@@ -238,7 +258,7 @@ impl Cuda {
                 info.name
             )));
         }
-        if images.is_empty() {
+        if images.is_empty() && !dry {
             return Err(Error::device(
                 "this binary has no GPU kernels: install nvcc with `tools/setup-cuda` and build again",
             ));
@@ -246,6 +266,9 @@ impl Cuda {
         let context = CudaContext::new(ordinal).map_err(driver_error("context"))?;
         // SAFETY: every use of device memory is on the one stream created below, in program order.
         unsafe { context.disable_event_tracking() };
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(driver_error("attribute"))? as usize;
         let stream = context.new_stream().map_err(driver_error("stream"))?;
         let inner = Inner {
             ordinal,
@@ -253,6 +276,7 @@ impl Cuda {
             images,
             driver_version: probe.driver_version,
             compute_capability: info.compute_capability,
+            multiprocessors,
             dependent: AtomicBool::new(false),
             stream_use: RwLock::default(),
             recorder: Mutex::default(),
@@ -260,16 +284,20 @@ impl Cuda {
             modules: Mutex::default(),
             functions: Mutex::default(),
             usage: Usage::default(),
+            trace: Recorder::default(),
+            dry,
         };
         let cuda = Self { inner: Arc::new(inner) };
-        cuda.module(PROBE_MODULE)?;
         cuda.set_dependent_launch(true);
         Ok(cuda)
     }
 
     /// Whether the kernels are compiled for Hopper: with its tensor cores, clusters and dependent launches.
-    pub(crate) fn hopper(&self) -> bool {
+    pub fn hopper(&self) -> bool {
         let (major, minor) = self.inner.compute_capability;
+        if self.inner.dry {
+            return (major, minor) == (9, 0);
+        }
         let image = self.inner.images.select(PROBE_MODULE, (major as u32, minor as u32));
         image.is_ok_and(|image| match image.target {
             ImageTarget::Manifest => (major, minor) == (9, 0),
@@ -294,10 +322,25 @@ impl Cuda {
         format!("cuda:{}", self.inner.ordinal)
     }
 
+    /// GPU model as the driver calls it.
+    pub fn model(&self) -> String {
+        self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into())
+    }
+
     /// GPU model and compute capability.
     pub fn description(&self) -> String {
+        format!("{} ({})", self.model(), self.arch())
+    }
+
+    /// The architecture as nvcc names it: `sm_90`.
+    pub fn arch(&self) -> String {
         let (major, minor) = self.inner.compute_capability;
-        format!("{} (sm_{major}{minor})", self.inner.context.name().unwrap_or_else(|_| "unknown GPU".into()))
+        format!("sm_{major}{minor}")
+    }
+
+    /// Number of multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors
     }
 
     /// Allocates `bytes` zeroed bytes.
@@ -406,6 +449,10 @@ impl Cuda {
             )));
         }
         let _use = self.inner.enter()?;
+        self.inner.trace.note(launch);
+        if self.inner.dry {
+            return Ok(());
+        }
         let function = self.function(launch)?;
         let mut params = launch.params();
         let mut attributes = launch.attributes(self.dependent_launch());
@@ -428,6 +475,25 @@ impl Cuda {
             sys::cuLaunchKernelEx(&config, function.function.cu_function(), params.as_mut_ptr(), std::ptr::null_mut())
         };
         status.result().map_err(|e| Error::device(format!("launch of {}: {}", launch.kernel, describe(e))))
+    }
+
+    /// Runs `work` and returns what it launched, in order: not what graphs launch, only kernels one by one.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Device`] inside another trace of the same GPU.
+    pub fn trace(&self, work: impl FnOnce() -> Result<()>) -> Result<Vec<Phase>> {
+        self.inner.trace.start()?;
+        let worked = work();
+        let phases = self.inner.trace.stop();
+        worked.map(|()| phases)
+    }
+
+    /// Enqueues a phase of a trace again, on the buffers it was traced on, which have to be alive still.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn relaunch(&self, phase: &Phase) -> Result<()> {
+        self.launch(&phase.as_launch())
     }
 
     /// Records what `work` launches into a graph; see [`super::Device::capture`].

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 
 use cudarc::driver::sys;
 
+use super::trace::Work;
 use crate::error::{Error, Result};
 
 /// One kernel launch, described once: pointers first, then one spec struct by value, then tensor maps.
@@ -26,6 +27,8 @@ pub(crate) struct Launch<'a> {
     pub spec: &'a [u8],
     /// What the kernel takes as `dev::TensorMap`.
     pub maps: &'a [TensorMap],
+    /// The least that it has to do.
+    pub work: Work,
     /// Blocks of a cluster, all along z: 0 or 1 for none, else a divisor of the grid's z. Hopper only.
     pub cluster: u32,
 }
@@ -63,6 +66,7 @@ impl Launch<'_> {
 }
 
 /// How TMA reads a matrix of 16-bit numbers: in tiles of some rows and 64 columns, swizzled over 128 bytes, zero outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
@@ -75,8 +79,7 @@ impl TensorMap {
     /// A device error where the address or a row is no multiple of 16 bytes, or a tile has no rows or more than 256.
     pub fn new(address: u64, bf16: bool, rows: usize, columns: usize, tile_rows: usize) -> Result<Self> {
         use sys::CUtensorMapDataType as Type;
-        let kind =
-            if bf16 { Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 } else { Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16 };
+        let kind = if bf16 { Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 } else { Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16 };
         let (size, stride) = ([columns as u64, rows as u64], 2 * columns as u64);
         let (tile, steps) = ([Self::COLUMNS as u32, tile_rows as u32], [1u32; 2]);
         let mut map = MaybeUninit::<sys::CUtensorMap>::zeroed();

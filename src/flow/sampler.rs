@@ -51,16 +51,16 @@ impl<'m> Sampler<'m> {
     /// [`Error::Usage`] for guidance on an unconditional model or by a scale that is not finite, and for a batch that is
     /// empty or too large to count; [`Error::Input`] for a model that predicts no velocity; [`Error::OutOfMemory`].
     pub fn new(model: &'m Model, schedule: &Schedule, batch: usize, options: SamplerOptions) -> Result<Self> {
-        Self::with_graphs_of(MAX_GRAPH_EVALUATIONS, model, schedule, batch, options)
+        Self::with_graphs_of(Some(MAX_GRAPH_EVALUATIONS), model, schedule, batch, options)
     }
 
-    /// The same, where a run of more than `limit` evaluations records one evaluation and not the whole loop. The images
-    /// do not depend on it.
+    /// The same, where a run of more than `limit` evaluations records one evaluation and not the whole loop, or without
+    /// a limit records nothing and launches each kernel by itself. The images do not depend on it.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn with_graphs_of(
-        limit: usize,
+        limit: Option<usize>,
         model: &'m Model,
         schedule: &Schedule,
         batch: usize,
@@ -110,7 +110,7 @@ impl<'m> Sampler<'m> {
             launches: 0,
             model,
         };
-        if device.has_graphs() {
+        if let Some(limit) = limit.filter(|_| device.has_graphs()) {
             // Recording must not load code, so every kernel runs once before it, on a state that is all zeros.
             sampler.trajectory(1)?;
             device.synchronize()?;

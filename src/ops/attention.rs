@@ -11,6 +11,7 @@ use super::simd::vectorized;
 use super::{expect, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
+use crate::device::trace::Work;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Real, Tensor};
 
@@ -173,6 +174,9 @@ fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usi
             (format!("attention_fwd_{dtype}_hd{padded}"), QUERIES, 512 * (padded + 8))
         }
     };
+    // Of the rows of q, k and v the part that belongs to these heads, and as much again as of q to the output.
+    let rows = out.dim(0) * 2 * (q.len() + k.len());
+    let (bytes, products) = (rows * out.last_dim() * dtype.size(), out.dim(0) * q.len() * k.len());
     cuda.launch(&Launch {
         module: "attention",
         kernel,
@@ -186,6 +190,7 @@ fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usi
             out.address(0)?,
         ],
         spec: bytemuck::bytes_of(&spec),
+        work: Work { flops: 4 * (products * out.last_dim()) as u64, bytes: bytes as u64, weights: 0 },
         ..Launch::default()
     })
 }

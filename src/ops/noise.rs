@@ -54,7 +54,8 @@ pub fn normal(device: &Device, seed: u64, first: u64, x: &mut Tensor) -> Result<
             // One thread makes the four normals of one Philox block.
             let threads = images * per_image.div_ceil(4);
             let kernel = "normal_fwd_f32".to_string();
-            launch_elementwise(cuda, "rng", kernel, threads, &[x.address(0)?], bytemuck::bytes_of(&spec))
+            let bytes = x.bytes();
+            launch_elementwise(cuda, ("rng", kernel), threads, &[x.address(0)?], bytemuck::bytes_of(&spec), bytes)
         }
         (_, dtype) => Err(Error::Runtime(format!("noise is drawn in f32, not {dtype}"))),
     }

@@ -57,7 +57,8 @@ pub fn patchify(device: &Device, x: &Tensor, patch: usize, y: &mut Tensor) -> Re
             let spec = PatchSpec::new([batch, x_batch, channels, height, width, patch])?;
             let pointers = [x.address(0)?, y.address(0)?];
             let kernel = format!("patchify_fwd_{}", y.dtype());
-            launch_elementwise(cuda, "patch", kernel, y.len(), &pointers, bytemuck::bytes_of(&spec))
+            let bytes = x.bytes() + y.bytes();
+            launch_elementwise(cuda, ("patch", kernel), y.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
         }
     }
 }
@@ -89,7 +90,8 @@ pub fn unpatchify(device: &Device, tokens: &Tensor, patch: usize, images: &mut T
             let spec = PatchSpec::new([batch, batch, channels, height, width, patch])?;
             let pointers = [tokens.address(0)?, images.address(0)?];
             let kernel = format!("unpatchify_fwd_{}", images.dtype());
-            launch_elementwise(cuda, "patch", kernel, images.len(), &pointers, bytemuck::bytes_of(&spec))
+            let bytes = tokens.bytes() + images.bytes();
+            launch_elementwise(cuda, ("patch", kernel), images.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::{SpecLayout, expect, launch_elementwise, shape_error, spec, to_i32, with_real};
+use super::{SpecLayout, expect, launch_elementwise, moves, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
 use crate::device::cuda::Launch;
 use crate::error::{Error, Result};
@@ -122,7 +122,9 @@ pub fn solver_step(
                 counter.address(0)?,
             ];
             let kernel = format!("solver_step_fwd_{}", v.dtype());
-            launch_elementwise(cuda, "solver", kernel, elements, &pointers, bytemuck::bytes_of(&spec))
+            // What every step touches: x, read and written, the velocity, its row and the counter.
+            let bytes = 2 * x.bytes() + v.bytes() + size_of::<SolverStep>() + counter.bytes();
+            launch_elementwise(cuda, ("solver", kernel), elements, &pointers, bytemuck::bytes_of(&spec), bytes)
         }
     }
 }
@@ -180,6 +182,7 @@ pub fn advance(device: &Device, counter: &mut Tensor) -> Result<()> {
             shared_bytes: 0,
             pointers: &[counter.address(0)?],
             spec: &[],
+            work: moves(2 * counter.bytes()),
             ..Launch::default()
         }),
     }

@@ -10,3 +10,5 @@ mod house;
 mod import;
 mod ops;
 mod ptx;
+mod static_table;
+mod trace;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use arclet::device::Device;
 use arclet::error::{Error, Result};
-use arclet::flow::sampler::{Sampler, SamplerOptions};
+use arclet::flow::sampler::{MAX_GRAPH_EVALUATIONS, Sampler, SamplerOptions};
 use arclet::flow::schedule::Schedule;
 use arclet::models::Model;
 
@@ -53,7 +53,8 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// `batch` images at a time; `noise` [batch, C, H, W] in place of random noise.
+    /// `batch` images at a time; `noise` [batch, C, H, W] in place of random noise; on a GPU as one `graph`, or launch
+    /// by launch.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; the sampler's and the device's.
@@ -63,8 +64,11 @@ impl<'a> Subject<'a> {
         batch: usize,
         guidance: f32,
         noise: Option<&'a [f32]>,
+        graph: bool,
     ) -> Result<Self> {
-        let sampler = Sampler::new(model, schedule, batch, SamplerOptions { guidance, clamp: true })?;
+        let limit = graph.then_some(MAX_GRAPH_EVALUATIONS);
+        let options = SamplerOptions { guidance, clamp: true };
+        let sampler = Sampler::with_graphs_of(limit, model, schedule, batch, options)?;
         let classes = match &model.config.classes {
             Some(classes) => (0..batch).map(|i| i % classes.names.len()).collect(),
             None => Vec::new(),

@@ -3,7 +3,9 @@
 mod cold;
 mod follow;
 mod gate;
+mod ladder;
 mod measure;
+mod phases;
 mod products;
 mod row;
 mod system;
@@ -13,6 +15,7 @@ use std::time::Instant;
 
 use arclet::device::Device;
 use arclet::device::cpu::Cpu;
+use arclet::device::cuda::Cuda;
 use arclet::error::{Error, Result};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::models::Model;
@@ -53,6 +56,10 @@ pub enum Measure {
     Throughput,
     /// From the start of a process to its first image in host memory
     Cold,
+    /// On a GPU each launch of an evaluation by itself, beside the whole loop
+    Phases,
+    /// On a GPU the loop alone with one technique after another switched on; in types of its own
+    Ladder,
 }
 
 impl Measure {
@@ -62,7 +69,14 @@ impl Measure {
             Self::Calls => "calls",
             Self::Throughput => "throughput",
             Self::Cold => "cold",
+            Self::Phases => "phases",
+            Self::Ladder => "ladder",
         }
+    }
+
+    /// Whether it is about launches and events, which the CPU has not.
+    fn needs_gpu(self) -> bool {
+        matches!(self, Self::Latency | Self::Phases | Self::Ladder)
     }
 }
 
@@ -130,6 +144,9 @@ pub struct BenchArgs {
     /// Draw one batch and say how long the parts took: what cold starts
     #[arg(long, hide = true, conflicts_with = "follow")]
     first_image: bool,
+    /// Print what one evaluation launches on a GPU of the driver's kind, and run none of it
+    #[arg(long, hide = true, conflicts_with_all = ["follow", "first_image"])]
+    launches: bool,
     #[command(flatten)]
     report: ReportArgs,
 }
@@ -150,6 +167,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let weights = source.velocity_weights(quiet)?;
     let config = weights.config();
     let image = [config.in_channels, config.image_size, config.image_size];
+    if args.launches {
+        return launches(args, &weights);
+    }
     let noise = args.noise.as_deref().map(|path| read_noise(path, Some(args.batch), image)).transpose()?;
 
     let opening = Instant::now();
@@ -160,10 +180,14 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let measures = match (&args.measure[..], on_cpu) {
         ([], true) => &[Measure::Calls][..],
         ([], false) => Measure::value_variants(),
-        (asked, true) if asked.contains(&Measure::Latency) => {
-            return Err(Error::usage("--measure latency: needs a GPU and its events; calls measures on the CPU"));
+        (asked, true) => {
+            if let Some(measure) = asked.iter().find(|m| m.needs_gpu()) {
+                let name = measure.name();
+                return Err(Error::usage(format!("--measure {name}: needs a GPU; calls measures on the CPU")));
+            }
+            asked
         }
-        (asked, _) => asked,
+        (asked, false) => asked,
     };
     let steps = args.steps.unwrap_or(if on_cpu { 1 } else { 50 }) as usize;
     let mut session = Session {
@@ -181,11 +205,22 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     for &dtype in &args.dtype {
         session.measure(dtype.or(device::default_dtype(&device)), measures)?;
     }
+    if measures.contains(&Measure::Ladder) && !args.first_image && !args.follow {
+        session.ladder()?;
+    }
     match (args.first_image || args.follow, args.report.json) {
         (true, _) => Ok(()),
         (false, true) => report::print_json(&session.rows),
         (false, false) => report::print(table(&session.rows)),
     }
+}
+
+/// Prints the phases of one evaluation, of which nothing runs.
+fn launches(args: &BenchArgs, weights: &Weights) -> Result<()> {
+    let device = Device::Cuda(Cuda::dry(0)?);
+    let model = weights.load(&device, args.dtype[0].or(device::default_dtype(&device)))?;
+    let (.., phases) = phases::trace(&model, args.batch as usize, args.guidance_scale)?;
+    report::print_json(&phases)
 }
 
 fn schedule(steps: usize, time: TimeConvention) -> Result<Schedule> {
@@ -228,7 +263,7 @@ impl Session<'_> {
         let (args, guidance) = (self.args, self.args.guidance_scale);
         let mut loaded = self.load(dtype)?;
         if args.first_image {
-            Subject::new(&loaded.model, &self.schedule, args.batch as usize, guidance, None)?.call()?;
+            Subject::new(&loaded.model, &self.schedule, args.batch as usize, guidance, None, true)?.call()?;
             let peak_rss_mb = system::peak_memory_mb();
             return FirstImage { open_ms: self.open_ms, load_ms: loaded.load_ms, peak_rss_mb }.announce();
         }
@@ -236,7 +271,7 @@ impl Session<'_> {
         let batch = args.batch as usize;
         let gate = loaded.check(batch)?;
         if args.follow {
-            let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise)?;
+            let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise, true)?;
             let about = Row { gate, ..self.row(Measure::Latency, &loaded, batch, guidance) };
             return follow::follow(&about, &mut subject);
         }
@@ -248,6 +283,9 @@ impl Session<'_> {
                 Measure::Calls => self.calls(&loaded)?,
                 Measure::Throughput => self.throughput(&loaded)?,
                 Measure::Cold => self.cold(&loaded)?,
+                Measure::Phases => self.phases(&loaded)?,
+                // Once for all types.
+                Measure::Ladder => {}
             }
             // Rows of another batch or schedule bring their own.
             self.rows[first..].iter_mut().for_each(|row| row.gate = row.gate.or(gate));
@@ -277,7 +315,7 @@ impl Session<'_> {
         let plan = Plan::exactly(args.warmup as usize, args.iterations as usize);
         let time = |session: &Self, gate: Option<Gate>| {
             let before = system::gpu_state(session.device);
-            let mut subject = Subject::new(&loaded.model, &session.schedule, batch, guidance, session.noise)?;
+            let mut subject = Subject::new(&loaded.model, &session.schedule, batch, guidance, session.noise, true)?;
             let times = plan.times(|| subject.device_time())?;
             subject.check_images()?;
             let row = Row { warm_ups: plan.warm_ups, gate, ..session.row(Measure::Latency, loaded, batch, guidance) };
@@ -303,7 +341,7 @@ impl Session<'_> {
         let (batch, guidance) = (self.args.batch as usize, self.args.guidance_scale);
         let plan = Plan::exactly(self.args.warmup as usize, self.args.calls.unwrap_or(1024) as usize);
         let before = system::gpu_state(self.device);
-        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise)?;
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise, true)?;
         let times = plan.times(|| subject.call())?;
         let row = Row { warm_ups: plan.warm_ups, ..self.row(Measure::Calls, loaded, batch, guidance) };
         self.rows.push(self.finish(row, &times, before));
@@ -313,7 +351,7 @@ impl Session<'_> {
     /// Calls on the CPU, and the matrix products alone.
     fn calls_beside_products(&mut self, loaded: &Loaded) -> Result<()> {
         let (args, batch, guidance) = (self.args, self.args.batch as usize, self.args.guidance_scale);
-        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise)?;
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise, true)?;
         for _ in 0..FEW_WARM_UPS {
             subject.call()?;
         }
@@ -391,13 +429,27 @@ impl Session<'_> {
 
     fn throughput_of(&self, loaded: &Loaded, batch: usize, guidance: f32, gate: Option<Gate>) -> Result<Row> {
         let before = system::gpu_state(self.device);
-        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, None)?;
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, None, true)?;
         let most = self.args.iterations as usize;
         let plan = Plan { warm_ups: FEW_WARM_UPS, least: LEAST.min(most), most, seconds: self.args.seconds };
         let times = plan.times(|| subject.device_time())?;
         subject.check_images()?;
         let row = Row { warm_ups: plan.warm_ups, gate, ..self.row(Measure::Throughput, loaded, batch, guidance) };
         Ok(self.finish(row, &times, before))
+    }
+
+    /// The whole loop, and one evaluation of it phase by phase.
+    fn phases(&mut self, loaded: &Loaded) -> Result<()> {
+        let (args, batch, guidance) = (self.args, self.args.batch as usize, self.args.guidance_scale);
+        let before = system::gpu_state(self.device);
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise, true)?;
+        let plan = Plan::exactly(FEW_WARM_UPS, LEAST);
+        let times = plan.times(|| subject.device_time())?;
+        let phases = phases::measure(&loaded.model, batch, guidance, phases::REPEATS.min(args.iterations as usize))?;
+        let row = self.row(Measure::Phases, loaded, batch, guidance);
+        let row = Row { warm_ups: plan.warm_ups, phases: Some(phases), ..row };
+        self.rows.push(self.finish(row, &times, before));
+        Ok(())
     }
 
     fn cold(&mut self, loaded: &Loaded) -> Result<()> {
@@ -455,6 +507,8 @@ impl Session<'_> {
             images_per_s: 0.0,
             gflops: 0.0,
             ratio_to_products: None,
+            speedup: None,
+            phases: None,
             load_ms: Some(loaded.load_ms),
             open_ms: Some(self.open_ms),
             weights_mb: loaded.weights_mb,

@@ -46,6 +46,10 @@ pub struct Row {
     pub gflops: f64,
     /// Median of this row over the median of the matrix products alone, measured in turn.
     pub ratio_to_products: Option<f64>,
+    /// Median of the rung before over the median of this one, in a ladder.
+    pub speedup: Option<f64>,
+    /// One evaluation phase by phase.
+    pub phases: Option<super::phases::Phases>,
     /// Time to read, convert and place the weights.
     pub load_ms: Option<f64>,
     /// Time to open the device: on a GPU the driver and its context.
@@ -142,6 +146,9 @@ fn remarks(r: &Row, first: bool) -> Vec<String> {
     if let Some(ratio) = r.ratio_to_products {
         say(format!("{ratio:.2} x the time of the matrix products alone"));
     }
+    if let Some(speedup) = r.speedup {
+        say(format!("{speedup:.2} x as fast as the rung before"));
+    }
     if let Some(gate) = &r.gate {
         say(gate.to_string());
     }
@@ -162,6 +169,9 @@ fn remarks(r: &Row, first: bool) -> Vec<String> {
     if let Some([before, after]) = &r.gpu_state {
         say(format!("before {before}"));
         say(format!("after {after}"));
+    }
+    if let Some(phases) = &r.phases {
+        lines.extend(phases.lines(r.ms_per_evaluation * 1e3));
     }
     lines
 }

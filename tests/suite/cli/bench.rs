@@ -59,19 +59,71 @@ fn check_row(row: &Value) {
     assert!((number("images_per_s") / per_second - 1.0).abs() < 1e-9, "{row}");
 }
 
+/// One technique more in each row, and what it gained.
+fn check_ladder(rows: &[Value]) {
+    assert!(rows.iter().all(|r| r["measure"] == "ladder"), "{rows:?}");
+    assert_eq!(column(rows, "dtype"), ["f32", "f16", "f16"]);
+    let names = ["f32, launch by launch", "f16", "one graph"];
+    for (row, name) in rows.iter().zip(names) {
+        assert!(row["name"].as_str().is_some_and(|n| n.ends_with(name)), "{row}");
+    }
+    assert!(rows[0]["speedup"].is_null());
+    for pair in rows.windows(2) {
+        let median = |row: &Value| row["p50_ms"].as_f64().expect("median");
+        let speedup = pair[1]["speedup"].as_f64().expect("speedup");
+        assert!((speedup * median(&pair[1]) / median(&pair[0]) - 1.0).abs() < 1e-9, "{pair:?}");
+    }
+}
+
+/// The phases of an evaluation of the flow ViT of two layers and 16 tokens.
+fn check_phases(row: &Value) {
+    let phases = &row["phases"];
+    let kinds = phases["kinds"].as_array().expect("kinds");
+    let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or_else(|| panic!("{key} in {value}"));
+    let sum = |f: &dyn Fn(&Value) -> f64| kinds.iter().map(|k| number(k, "count") * f(k)).sum::<f64>();
+    assert_eq!(sum(&|_| 1.0), number(phases, "count"));
+    assert!((sum(&|k| number(k, "us")) / number(phases, "sum_us") - 1.0).abs() < 1e-9);
+    // The operations of all phases are those that the row's rate counts, but for the input convolution, which is part
+    // of the patch embedding.
+    let counted = number(row, "gflops") * number(row, "p50_ms") * 1e6 / number(row, "evaluations");
+    let ratio = sum(&|k| number(k, "flops")) / counted;
+    assert!((0.8..=1.0).contains(&ratio), "the phases make {ratio} of the operations");
+    for kind in kinds {
+        let us = number(kind, "us");
+        assert!(us > 0.0, "{kind}");
+        for (rate, work, unit) in [("gb_per_s", "bytes", 1e3), ("tflops", "flops", 1e6)] {
+            assert!((number(kind, rate) - number(kind, work) / us / unit).abs() <= 1e-9 * number(kind, rate), "{kind}");
+        }
+        assert!(number(kind, "bytes") > 0.0 && kind["grid"].as_array().is_some_and(|g| g.len() == 3), "{kind}");
+        // An emulated GPU is no known model.
+        assert!(arclet_emu::real_driver() || kind["bandwidth_share"].is_null() && kind["peak_share"].is_null());
+    }
+    let last = kinds.last().expect("a kind");
+    assert_eq!((&last["kernel"], &last["us"]), (&"counter_advance".into(), &phases["overhead_us"]));
+}
+
 #[test]
 fn bench_measures_everything_on_a_gpu() {
     let flags = "--device cuda --steps 2 --dtype f32,f16 --warmup 1 --iterations 3 --calls 4 --batches 1,2 --starts 2 \
                  --seconds 0 --threads 2 --json";
     let rows = rows(&run(TINY, flags));
     rows.iter().for_each(check_row);
-    let measures = ["latency", "calls", "throughput", "throughput", "cold"];
-    assert_eq!(column(&rows, "measure"), [measures, measures].concat());
-    assert_eq!(column(&rows, "dtype"), [["f32"; 5], ["f16"; 5]].concat());
-    assert_eq!(column(&rows, "batch")[..5], ["1", "1", "1", "2", "1"]);
-    assert_eq!(column(&rows, "runs")[..5], ["3", "4", "3", "3", "2"]);
-    assert_eq!(column(&rows, "warm_ups")[..5], ["1", "1", "2", "2", "0"]);
-    for row in &rows {
+    let measures = ["latency", "calls", "throughput", "throughput", "cold", "phases"];
+    let (rows, ladder) = rows.split_at(12);
+    assert_eq!(column(rows, "measure"), [measures, measures].concat());
+    assert_eq!(column(rows, "dtype"), [["f32"; 6], ["f16"; 6]].concat());
+    assert_eq!(column(rows, "batch")[..6], ["1", "1", "1", "2", "1", "1"]);
+    assert_eq!(column(rows, "runs")[..6], ["3", "4", "3", "3", "2", "5"]);
+    assert_eq!(column(rows, "warm_ups")[..6], ["1", "1", "2", "2", "0", "2"]);
+    check_ladder(ladder);
+    for row in ladder.iter().chain(rows) {
+        assert_eq!(row["phases"].is_null(), row["measure"] != "phases", "{row}");
+        assert!(row["speedup"].is_null() || row["measure"] == "ladder", "{row}");
+    }
+    for row in [&rows[5], &rows[11]] {
+        check_phases(row);
+    }
+    for row in rows {
         assert_eq!(row["evaluations"], 2);
         let gate = &row["gate"];
         for what in ["velocity", "image"] {
@@ -87,7 +139,7 @@ fn bench_measures_everything_on_a_gpu() {
     }
     // The weights are counted as they are stored: one matrix type in half the bytes, tables in f32.
     let weights = |row: &Value| row["weights_mb"].as_f64().expect("weights");
-    let ratio = weights(&rows[0]) / weights(&rows[5]);
+    let ratio = weights(&rows[0]) / weights(&rows[6]);
     assert!((1.8..=2.0).contains(&ratio), "f32 takes {ratio} x the memory of f16");
     let device = |row: &Value| row["device_mb"].as_f64().expect("device memory");
     assert!(device(&rows[3]) > device(&rows[2]), "a batch of two needs more memory than one");
@@ -143,6 +195,17 @@ fn bench_guides_models_with_classes() {
 }
 
 #[test]
+fn bench_shows_phases_and_the_ladder_as_text() {
+    let flags = "--device cuda --dtype f16 --measure phases,ladder --guidance-scale 3 --steps 1 --warmup 0 \
+                 --iterations 2 --threads 2";
+    let end = run("a3_nanodit", flags);
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    for part in ["linear_fwd_f16", "TFLOP/s", "us of each a phase that does nothing", "x as fast as the rung before"] {
+        assert!(end.stdout.contains(part), "{part} not in: {}", end.stdout);
+    }
+}
+
+#[test]
 fn bench_ends_the_sweep_when_memory_does() {
     if arclet_emu::real_driver() {
         return;
@@ -164,9 +227,11 @@ fn bench_runs_without_a_gpu() {
     assert_eq!(column(&rows, "measure"), ["calls", "products", "cold"]);
     assert!(rows[0]["ratio_to_products"].as_f64().is_some_and(|r| r > 0.0));
     assert!(rows.iter().all(|r| r["gate"].is_null() && r["device_mb"].is_null() && r["threads"] == 2));
-    let refused = run(TINY, "--device cpu --measure latency");
-    assert_eq!(refused.code, 2);
-    assert!(refused.stderr.contains("needs a GPU"), "{}", refused.stderr);
+    for measure in ["latency", "phases", "calls,ladder"] {
+        let refused = run(TINY, &format!("--device cpu --measure {measure}"));
+        assert_eq!(refused.code, 2);
+        assert!(refused.stderr.contains("needs a GPU"), "{}", refused.stderr);
+    }
 }
 
 #[test]
