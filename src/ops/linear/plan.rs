@@ -104,53 +104,93 @@ impl Plan {
 }
 
 /// The plan for x [images, rows, k] and a weight [n, k]: kernel and chunks of k from the table of tuned shapes or, for a
-/// shape outside it, such that one image fills a large GPU. They are the same whatever the batch, so that every product and
-/// the order of every sum is too; the tile follows the number of rows.
+/// shape outside it, what a rough model of one image's product prefers. They are the same whatever the batch, so that every
+/// product and the order of every sum is too; the tile follows the number of rows.
 pub fn plan(cuda: &Cuda, dtype: DType, images: usize, rows: usize, n: usize, k: usize) -> Plan {
-    let m = images * rows;
-    // Both have to be whole 16-byte blocks for TMA, which reads rows of k and is followed by stores of rows of n.
-    let hopper = cuda.hopper() && dtype != DType::F32 && n.is_multiple_of(8) && k.is_multiple_of(8);
-    let tuned = (dtype != DType::F32).then(|| tuned(&cuda.arch(), rows, n, k)).flatten();
-    let tuned = tuned.filter(|(tile, _)| hopper || !tile.hopper);
-    let multiprocessors = cuda.multiprocessors();
-    if tuned.map_or(hopper, |(tile, _)| tile.hopper) {
-        let [small, large, many] = HOPPER_TILES;
-        let padded = |t: Tile| rows.next_multiple_of(t.rows);
-        let one = tuned.map_or(if padded(small) < padded(large) { small } else { large }, |(tile, _)| tile);
-        let splits = tuned.map_or_else(|| splits(one, rows, n, k, MIN_HOPPER_K), |(_, splits)| splits);
-        let tile = if images > 1 && many.blocks(m, n) >= multiprocessors { many } else { one };
-        return Plan::new(tile, k, splits.min(MAX_CLUSTER), tile.blocks(m, n) < multiprocessors);
-    }
-    let splits = tuned.map_or_else(|| splits(TILES[0], rows, n, k, MIN_K), |(_, splits)| splits);
-    let tile = match tuned {
-        Some((tile, _)) if images == 1 => tile,
+    let (m, multiprocessors) = (images * rows, cuda.multiprocessors());
+    let candidates = candidates(cuda, dtype, rows, n, k);
+    let tuned = tuned(&cuda.arch(), rows, n, k).filter(|t| candidates.contains(t));
+    let one = tuned.unwrap_or_else(|| {
+        let cost = |p: &Plan| p.cost(&cuda.arch(), multiprocessors, rows, n, k);
+        // Of equals the first: fewest chunks, smallest tile.
+        candidates.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(candidates[0])
+    });
+    let large = match one.tile.hopper {
+        true => &HOPPER_TILES[..],
         // The larger tiles copy whole 16-byte blocks.
-        _ if dtype == DType::F32 || !k.is_multiple_of(8) => TILES[0],
-        // The largest that still gives every multiprocessor two blocks.
-        _ => *TILES.iter().rev().find(|t| t.blocks(m, n) >= 2 * multiprocessors).unwrap_or(&TILES[0]),
+        false if dtype == DType::F32 || !k.is_multiple_of(8) => &TILES[..1],
+        false => &TILES[..],
     };
-    Plan::new(tile, k, splits, tile.blocks(m, n) < multiprocessors)
+    // For several images the largest tile that still gives every multiprocessor a block, or two that share it.
+    let fills = |t: &&Tile| t.blocks(m, n) >= multiprocessors * if t.hopper { 1 } else { 2 };
+    let tile = large.iter().rev().find(fills).filter(|_| images > 1).copied().unwrap_or(one.tile);
+    Plan { tile, spread: one.splits > 1 && tile.blocks(m, n) < multiprocessors, ..one }
 }
 
-/// Blocks that fill a large GPU.
-const BLOCKS: usize = 128;
+/// The plans for one image's product that are worth comparing, in f16 and bf16; those of `linear_hopper.cu` where they can run.
+pub fn candidates(cuda: &Cuda, dtype: DType, rows: usize, n: usize, k: usize) -> Vec<Plan> {
+    // TMA reads rows of k and is followed by stores of rows of n: both have to be whole 16-byte blocks.
+    let whole = k.is_multiple_of(8);
+    let tiles = match dtype {
+        DType::F32 => &TILES[..1],
+        _ if cuda.hopper() && whole && n.is_multiple_of(8) => &HOPPER_TILES[..],
+        _ if whole => &TILES[..],
+        _ => &TILES[..1],
+    };
+    let multiprocessors = cuda.multiprocessors();
+    let mut plans: Vec<Plan> = Vec::new();
+    for splits in (1..=MAX_CLUSTER).filter(|s| *s == 1 || k / s >= MIN_K) {
+        for &tile in tiles {
+            let plan = Plan::new(tile, k, splits, tile.blocks(rows, n) < multiprocessors);
+            if !plans.contains(&plan) {
+                plans.push(plan);
+            }
+        }
+    }
+    plans
+}
+
 /// The least k of a chunk.
-const MIN_K: usize = 256;
-/// The same where the chunks meet in a cluster and not in memory.
-const MIN_HOPPER_K: usize = 128;
+const MIN_K: usize = 128;
 /// Most blocks of a cluster, and so chunks of k, on every GPU that has clusters.
 pub const MAX_CLUSTER: usize = 8;
 
-fn splits(tile: Tile, rows: usize, n: usize, k: usize, min_k: usize) -> usize {
-    (BLOCKS / tile.blocks(rows, n)).clamp(1, (k / min_k).max(1))
+impl Plan {
+    /// About how many microseconds one image's product takes, to rank plans by where no measurement does: steps along k that
+    /// wait for their data, up to as many blocks to a multiprocessor as can hide behind each other, and what it takes to
+    /// bring chunks together. The numbers are assumptions, as in `docs/performance.md`.
+    fn cost(&self, arch: &str, multiprocessors: usize, rows: usize, n: usize, k: usize) -> f64 {
+        let per_block = if self.spread { self.k_per_split } else { k };
+        let blocks = self.tile.blocks(rows, n) * if self.spread { self.splits } else { 1 };
+        let turns = blocks.div_ceil(multiprocessors) as f64;
+        let area = (self.tile.rows * self.tile.cols) as f64 / 4096.0;
+        if self.tile.hopper {
+            // A step of 64 along k: the operands through the share of the cache's bandwidth that a block has, or the product.
+            let bytes = 128.0 * (self.tile.rows + self.tile.cols) as f64;
+            let step = (bytes * blocks.min(multiprocessors) as f64 / 5.5e6).max(bytes / 1e5).max(area * 0.09);
+            let joined = if self.spread { 0.8 + 0.05 * self.splits as f64 } else { 0.0 };
+            return turns * per_block.div_ceil(64) as f64 * step + joined + 1.0;
+        }
+        // A step of 32 along k takes 0.2 us in one block of 64 x 64, and in `hidden` of them beside each other.
+        let hidden = match arch {
+            "sm_90" => 3.0,
+            "sm_80" => 2.0,
+            _ => 1.0,
+        };
+        let step = 0.2 * (turns * area / hidden).max(1.0 + 0.25 * (area - 1.0));
+        let joined = if self.spread { 1.5 + 0.1 * self.splits as f64 } else { 0.0 };
+        per_block.div_ceil(32) as f64 * step + joined
+    }
 }
 
-/// Tile and splits of one image's product in the committed table: lines of architecture, rows, n, k, tile, splits.
-fn tuned(arch: &str, rows: usize, n: usize, k: usize) -> Option<(Tile, usize)> {
+/// The plan for one image's product in the committed table: lines of architecture, rows, n, k, tile, chunks and where they
+/// come from.
+fn tuned(arch: &str, rows: usize, n: usize, k: usize) -> Option<Plan> {
     const TABLE: &str = include_str!("../../../kernels/tiles.tsv");
     let key = format!("{arch}\t{rows}\t{n}\t{k}\t");
     let line = TABLE.lines().find_map(|line| line.strip_prefix(&key))?;
     let mut fields = line.split('\t');
-    let (tile, splits) = (fields.next()?, fields.next()?);
-    Some((*TILES.iter().chain(&HOPPER_TILES).find(|t| t.name() == tile)?, splits.parse().ok()?))
+    let (tile, splits) = (fields.next()?, fields.next()?.parse().ok()?);
+    let tile = *TILES.iter().chain(&HOPPER_TILES).find(|t| t.name() == tile)?;
+    Some(Plan::new(tile, k, splits, true))
 }
