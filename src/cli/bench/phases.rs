@@ -170,7 +170,8 @@ mod tests {
     #[test]
     fn shares_are_of_what_the_gpu_can_do() {
         // In a microsecond half of what an H200 does.
-        let phase = Phase { work: Work { flops: 395_000_000, bytes: 2_150_000, weights: 0 }, ..Phase::default() };
+        let mut phase = Phase::default();
+        phase.work = Work { flops: 395_000_000, bytes: 2_150_000, weights: 0 };
         let half = Kind::new(&[&phase, &phase], 1.0, gpus::find("NVIDIA H200"));
         assert_eq!((half.count, half.gb_per_s, half.tflops), (2, 2150.0, 395.0));
         assert_eq!((half.bandwidth_share, half.peak_share), (Some(0.5), Some(0.5)));
