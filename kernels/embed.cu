@@ -1,17 +1,14 @@
-// Conditioning vectors: time plus label, the row of the evaluation at hand, and rows added to or taken from token sequences.
+// Conditioning vectors: time plus label; and class tokens put before or taken from token sequences.
 //
 //   label_embed_fwd_<dtype>   "="   c[e, l] = silu(time[e] + table[labels[l]])   time: [evaluations, dim]; labels: [labels];
 //                                   table: [classes + 1, dim]; c: [evaluations, labels, dim]
-//   condition_fwd_<dtype>     "="   y[b] = table[*counter, rows[b]]  table: [evaluations, rows_per_step, dim]; y: [batch, dim];
-//                                   counter: evaluations done; rows: [batch], each below rows_per_step
-//   add_rows_fwd_<dtype>      "+="  x[b, t] += v[b]                  x: [batch, tokens, dim]; v: [batch, dim]
 //   prepend_token_fwd_<dtype> "="   y[b] = first, then x[b]          first: [dim]; x: [batch, tokens, dim]; y: [batch, tokens + 1, dim]
 //   take_token_fwd_<dtype>    "="   y[b] = x[b, 0]                   x: [batch, tokens, dim]; y: [batch, dim]
 //
 // Sums and silu are computed in f32 and rounded once.
 //
-// PRECOND: block 256, any 1-D grid (grid-stride loops); one thread per element, in add_rows per 16 bytes where dim is a multiple
-//          of 16 bytes; *counter < evaluations, every label in 0..=classes and every row below rows_per_step (the host checks).
+// PRECOND: block 256, any 1-D grid (grid-stride loops); one thread per element; every label in 0..=classes (the host
+//          checks).
 #include "prelude.cuh"
 
 struct LabelEmbedSpec {
@@ -19,15 +16,10 @@ struct LabelEmbedSpec {
 };
 SPEC_LAYOUT(LabelEmbedSpec, evaluations, labels, dim)
 
-struct ConditionSpec {
-  int batch, rows_per_step, dim;
-};
-SPEC_LAYOUT(ConditionSpec, batch, rows_per_step, dim)
-
-struct AddRowsSpec {
+struct TokensSpec {
   int batch, tokens, dim;
 };
-SPEC_LAYOUT(AddRowsSpec, batch, tokens, dim)
+SPEC_LAYOUT(TokensSpec, batch, tokens, dim)
 
 namespace {
 
@@ -42,37 +34,10 @@ __device__ __forceinline__ void label_embed(const T* __restrict__ time, const T*
   }
 }
 
-template <class T>
-__device__ __forceinline__ void condition(const T* __restrict__ table, const unsigned* __restrict__ counter,
-                                          const unsigned* __restrict__ rows, T* __restrict__ y, const ConditionSpec& s) {
-  const T* step = table + static_cast<size_t>(*counter) * s.rows_per_step * s.dim;
-  const size_t n = static_cast<size_t>(s.batch) * s.dim;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride())
-    y[i] = step[static_cast<size_t>(rows[i / s.dim]) * s.dim + i % s.dim];
-}
-
-template <class T> __device__ __forceinline__ void add_rows(T* __restrict__ x, const T* __restrict__ v, const AddRowsSpec& s) {
-  constexpr int V = dev::VEC<T>;
-  const size_t image = static_cast<size_t>(s.tokens) * s.dim, n = s.batch * image;
-  if (s.dim % V == 0 && dev::aligned16(x, v)) {
-    for (size_t i = dev::first_index() * V; i < n; i += dev::index_stride() * V) {
-      float a[V], b[V];
-      dev::load_vec(x + i, a);
-      dev::load_vec(v + i / image * s.dim + i % s.dim, b);
-#pragma unroll
-      for (int e = 0; e < V; ++e) a[e] += b[e];
-      dev::store_vec(x + i, a);
-    }
-  } else {
-    for (size_t i = dev::first_index(); i < n; i += dev::index_stride())
-      x[i] = dev::from_f32<T>(dev::to_f32(x[i]) + dev::to_f32(v[i / image * s.dim + i % s.dim]));
-  }
-}
-
 // y row 0 of each image = first; the rows behind it = x.
 template <class T>
 __device__ __forceinline__ void prepend_token(const T* __restrict__ first, const T* __restrict__ x, T* __restrict__ y,
-                                              const AddRowsSpec& s) {
+                                              const TokensSpec& s) {
   const size_t image = static_cast<size_t>(s.tokens + 1) * s.dim, n = s.batch * image;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
     const size_t b = i / image, e = i % image;
@@ -81,7 +46,7 @@ __device__ __forceinline__ void prepend_token(const T* __restrict__ first, const
 }
 
 template <class T>
-__device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restrict__ y, const AddRowsSpec& s) {
+__device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restrict__ y, const TokensSpec& s) {
   const size_t n = static_cast<size_t>(s.batch) * s.dim;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = x[i / s.dim * s.tokens * s.dim + i % s.dim];
 }
@@ -94,17 +59,10 @@ __device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restric
     label_embed<T>(time, table, labels, c, s);                                                                         \
   }                                                                                                                    \
   KERNEL_EXPORT(label_embed_fwd_##dtype)                                                                               \
-  KERNEL(__launch_bounds__(256) condition_fwd_##dtype)                                                                 \
-  (const T* table, const unsigned* counter, const unsigned* rows, T* y, ConditionSpec s) {                             \
-    condition<T>(table, counter, rows, y, s);                                                                          \
-  }                                                                                                                    \
-  KERNEL_EXPORT(condition_fwd_##dtype)                                                                                 \
-  KERNEL(__launch_bounds__(256) add_rows_fwd_##dtype)(T* x, const T* v, AddRowsSpec s) { add_rows<T>(x, v, s); }        \
-  KERNEL_EXPORT(add_rows_fwd_##dtype)                                                                                   \
   KERNEL(__launch_bounds__(256) prepend_token_fwd_##dtype)                                                             \
-  (const T* first, const T* x, T* y, AddRowsSpec s) { prepend_token<T>(first, x, y, s); }                              \
+  (const T* first, const T* x, T* y, TokensSpec s) { prepend_token<T>(first, x, y, s); }                              \
   KERNEL_EXPORT(prepend_token_fwd_##dtype)                                                                             \
-  KERNEL(__launch_bounds__(256) take_token_fwd_##dtype)(const T* x, T* y, AddRowsSpec s) { take_token<T>(x, y, s); }    \
+  KERNEL(__launch_bounds__(256) take_token_fwd_##dtype)(const T* x, T* y, TokensSpec s) { take_token<T>(x, y, s); }    \
   KERNEL_EXPORT(take_token_fwd_##dtype)
 
 EMBED_EXPORTS(float, f32)

@@ -42,6 +42,7 @@ struct Inner {
     images: KernelImages,
     driver_version: i32,
     compute_capability: (i32, i32),
+    multiprocessors: usize,
     /// Held for writing while a thread records a graph, for reading by every other use of the stream.
     stream_use: RwLock<()>,
     /// The thread that records.
@@ -282,6 +283,9 @@ impl Cuda {
         let context = CudaContext::new(ordinal).map_err(driver_error("context"))?;
         // SAFETY: every use of device memory is on the one stream created below, in program order.
         unsafe { context.disable_event_tracking() };
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(driver_error("attribute"))? as usize;
         let stream = context.new_stream().map_err(driver_error("stream"))?;
         let inner = Inner {
             ordinal,
@@ -289,6 +293,7 @@ impl Cuda {
             images,
             driver_version: probe.driver_version,
             compute_capability: info.compute_capability,
+            multiprocessors,
             stream_use: RwLock::default(),
             recorder: Mutex::default(),
             context,
@@ -313,8 +318,18 @@ impl Cuda {
 
     /// GPU model and compute capability.
     pub fn description(&self) -> String {
+        format!("{} ({})", self.model(), self.arch())
+    }
+
+    /// The architecture as nvcc names it: `sm_90`.
+    pub fn arch(&self) -> String {
         let (major, minor) = self.inner.compute_capability;
-        format!("{} (sm_{major}{minor})", self.model())
+        format!("sm_{major}{minor}")
+    }
+
+    /// Number of multiprocessors.
+    pub fn multiprocessors(&self) -> usize {
+        self.inner.multiprocessors
     }
 
     /// Allocates `bytes` zeroed bytes.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use crate::nn::block::BlockConfig;
 use crate::ops::embed::Sinusoid;
 use crate::ops::linear::Activation;
 
@@ -149,9 +150,16 @@ impl ModelConfig {
         self.classes.as_ref().map_or(1, |c| c.names.len() + 1)
     }
 
-    /// The feed-forward activation.
-    pub fn activation(&self) -> Activation {
-        if self.gelu_tanh { Activation::GeluTanh } else { Activation::Gelu }
+    /// Sizes of the transformer blocks.
+    pub fn block(&self) -> BlockConfig {
+        BlockConfig {
+            dim: self.hidden_size,
+            heads: self.num_heads,
+            hidden: self.mlp_hidden,
+            act: if self.gelu_tanh { Activation::GeluTanh } else { Activation::Gelu },
+            eps: self.norm_eps,
+            modulated: self.architecture == Architecture::Dit,
+        }
     }
 
     /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.

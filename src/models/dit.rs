@@ -3,19 +3,16 @@
 
 use super::Inputs;
 use super::config::ModelConfig;
-use super::vit::BlockActs;
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;
-use crate::nn::attention::SelfAttention;
+use crate::nn::block::{Block, BlockActs, BlockConditions, Conditioned};
 use crate::nn::linear::Linear;
-use crate::nn::mlp::Mlp;
+use crate::nn::norm::{Layers, Modulated, NormLinear};
 use crate::nn::params::{Loader, ParamSpec, linear_specs};
 use crate::nn::time::TimeMlp;
-use crate::ops::PerImage;
 use crate::ops::embed::label_embedding;
-use crate::ops::layernorm::{Affine, layernorm};
-use crate::ops::linear::{Activation, Residual, workspace_dtype};
+use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear};
 use crate::ops::patch::{patchify, unpatchify};
 use crate::tensor::{DType, Tensor};
 
@@ -31,18 +28,12 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
     specs.push(ParamSpec::new("y_embedder.embedding_table.weight", &[config.label_rows(), d]));
     for i in 0..config.depth {
         let block = format!("blocks.{i}");
-        specs.extend(SelfAttention::specs(&format!("{block}.attn"), d));
-        specs.extend(Mlp::specs(&format!("{block}.mlp"), d, config.mlp_hidden));
+        specs.extend(Block::specs(&block, d, config.mlp_hidden));
         specs.extend(linear_specs(&format!("{block}.adaLN_modulation.1"), 6 * d, d));
     }
     specs.extend(linear_specs("final_layer.linear", p * p * config.out_channels, d));
     specs.extend(linear_specs("final_layer.adaLN_modulation.1", 2 * d, d));
     specs
-}
-
-struct Block {
-    attn: SelfAttention,
-    mlp: Mlp,
 }
 
 /// Weights on a device.
@@ -52,9 +43,11 @@ pub struct Dit {
     time: TimeMlp,
     labels: Tensor,
     blocks: Vec<Block>,
-    final_linear: Linear,
-    /// The adaLN layers of all blocks and of the last layer, as one product: [(6 depth + 2) D, D].
-    modulation: Linear,
+    /// Of each block: shift, scale and gate of the attention, then of the MLP.
+    block_adaln: Vec<[Linear; 6]>,
+    last: NormLinear,
+    /// Shift and scale of the last norm.
+    last_adaln: [Linear; 2],
 }
 
 /// Activations of one batch.
@@ -62,126 +55,149 @@ pub struct DitActs {
     patches: Tensor,
     x: Tensor,
     block: BlockActs,
-    /// Of each block: shift, scale and gate of attention, then of the MLP; shift and scale of the last norm.
-    /// [B, (6 depth + 2) D].
-    modulation: Tensor,
     out: Tensor,
-    workspace: Tensor,
+    workspace: Workspace,
+}
+
+/// What differs from evaluation to evaluation and from label to label, R = E L rows of each.
+pub struct DitConditions {
+    /// One per block.
+    pub blocks: Vec<BlockConditions>,
+    last: Modulated,
 }
 
 impl Dit {
     /// Reads the weights.
     pub fn load(config: &ModelConfig, loader: &Loader) -> Result<Self> {
         let (d, p) = (config.hidden_size, config.patch_size);
+        let block = |i: usize| loader.at(format!("blocks.{i}"));
+        let out = p * p * config.out_channels;
         Ok(Self {
             patch_embed: Linear::load(&loader.at("x_embedder.proj"), d, config.in_channels * p * p)?,
             positions: loader.tensor("pos_embed", &[config.tokens(), d])?,
             time: TimeMlp::load(&loader.at("t_embedder.mlp"), config.time.dim, d)?,
             labels: loader.tensor("y_embedder.embedding_table.weight", &[config.label_rows(), d])?,
-            blocks: (0..config.depth)
-                .map(|i| {
-                    let loader = loader.at(format!("blocks.{i}"));
-                    Ok(Block {
-                        attn: SelfAttention::load(&loader.at("attn"), d, config.num_heads)?,
-                        mlp: Mlp::load(&loader.at("mlp"), d, config.mlp_hidden, config.activation())?,
-                    })
-                })
-                .collect::<Result<_>>()?,
-            final_linear: Linear::load(&loader.at("final_layer.linear"), p * p * config.out_channels, d)?,
-            modulation: load_modulation(config, loader)?,
+            blocks: (0..config.depth).map(|i| Block::load(config.block(), &block(i))).collect::<Result<_>>()?,
+            block_adaln: (0..config.depth).map(|i| load_adaln(&block(i), d)).collect::<Result<_>>()?,
+            last: NormLinear::load_modulated(&loader.at("final_layer.linear"), out, d, config.norm_eps)?,
+            last_adaln: load_adaln(&loader.at("final_layer"), d)?,
         })
     }
 
-    /// S: elements of one row of conditions.
-    pub fn condition_len(&self) -> usize {
-        self.modulation.weight.dim(0)
+    /// Memory for `rows` conditions.
+    pub fn new_conditions(
+        &self,
+        config: &ModelConfig,
+        layers: Layers,
+        device: &Device,
+        dtype: DType,
+        rows: usize,
+    ) -> Result<DitConditions> {
+        let block = || BlockConditions::new(config.block(), layers, device, dtype, rows);
+        let weight = &self.last.linear().weight;
+        let last = Modulated::new(layers, device, dtype, [rows, weight.dim(0), weight.last_dim()])?;
+        Ok(DitConditions { blocks: (0..config.depth).map(|_| block()).collect::<Result<_>>()?, last })
     }
 
-    /// table [E L, S] = what differs from evaluation to evaluation and from label to label: the modulation of every layer.
+    /// What follows from times and labels alone: row e L + l belongs to evaluation e and label l.
     pub fn conditions(
         &self,
         config: &ModelConfig,
         device: &Device,
         times: &[f64],
         labels: &[u32],
-        table: &mut Tensor,
+        to: &mut DitConditions,
     ) -> Result<()> {
-        let (dtype, d, rows) = (table.dtype(), config.hidden_size, times.len() * labels.len());
+        let (dtype, d, rows) = (self.labels.dtype(), config.hidden_size, times.len() * labels.len());
         let mut time = Tensor::zeros(device, dtype, &[times.len(), d])?;
         self.time.embed(device, &config.time, times, &mut time)?;
         let labels = Tensor::from_u32(device, &[labels.len()], labels)?;
         let mut c = Tensor::zeros(device, dtype, &[rows, d])?;
         label_embedding(device, &time, &self.labels, &labels, &mut c)?;
-        let mut workspace = self.modulation.workspace(device, dtype, rows, 1)?;
-        self.modulation.forward(device, &c, Activation::None, Residual::None, table, &mut workspace)
+        let sizes = (self.blocks.iter().map(|b| b.workspace_size(device, rows, 1)))
+            .chain(self.last_adaln.iter().chain([self.last.linear()]).map(|l| l.workspace_size(device, rows, 1)));
+        let mut workspace = Workspace::new(device, dtype, sizes.fold(WorkspaceSize::default(), WorkspaceSize::max))?;
+        let workspace = &mut workspace;
+        let fill = |layers: &[Linear], parts: &mut [&mut Tensor], workspace: &mut Workspace| {
+            layers.iter().zip(parts.iter_mut()).try_for_each(|(layer, part)| {
+                layer.forward(device, &c, Activation::None, Residual::None, part, workspace)
+            })
+        };
+        for ((block, adaln), to) in self.blocks.iter().zip(&self.block_adaln).zip(&mut to.blocks) {
+            fill(adaln, &mut to.parts(), workspace)?;
+            block.prepare(device, to, workspace)?;
+        }
+        fill(&self.last_adaln, &mut to.last.shift_and_scale(), workspace)?;
+        self.last.prepare(device, &mut to.last, workspace)
     }
 
     /// Buffers for `batch` images.
-    pub fn acts(&self, config: &ModelConfig, device: &Device, dtype: DType, batch: usize) -> Result<DitActs> {
+    pub fn acts(
+        &self,
+        config: &ModelConfig,
+        layers: Layers,
+        device: &Device,
+        dtype: DType,
+        batch: usize,
+    ) -> Result<DitActs> {
         let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
         let per_token = |n| Tensor::zeros(device, dtype, &[batch, tokens, n]);
-        let workspace = (self.blocks.iter())
-            .flat_map(|b| [&b.attn.qkv, &b.attn.proj, &b.mlp.fc1, &b.mlp.fc2])
-            .chain([&self.patch_embed, &self.final_linear])
-            .map(|l| l.workspace_len(device, batch, tokens))
-            .max();
+        let linears = [&self.patch_embed, self.last.linear()];
+        let workspace = (self.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
+            .chain(linears.map(|l| l.workspace_size(device, batch, tokens)))
+            .fold(WorkspaceSize::default(), WorkspaceSize::max);
         Ok(DitActs {
             patches: per_token(config.in_channels * p * p)?,
             x: per_token(d)?,
-            block: BlockActs::new(config, device, dtype, batch, tokens)?,
-            modulation: Tensor::zeros(device, dtype, &[batch, self.modulation.weight.dim(0)])?,
+            block: BlockActs::new(config.block(), layers, device, dtype, batch, tokens)?,
             out: per_token(p * p * config.out_channels)?,
-            workspace: Tensor::zeros(device, workspace_dtype(dtype), &[workspace.unwrap_or(0)])?,
+            workspace: Workspace::new(device, dtype, workspace)?,
         })
     }
 
     /// output [B, C, H, W]; `tap` sees `tokens_plus_pos`, `block<i>`, `final`.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
         config: &ModelConfig,
         device: &Device,
         inputs: Inputs,
+        conditions: &DitConditions,
         acts: &mut DitActs,
         output: &mut Tensor,
         tap: Tap,
     ) -> Result<()> {
-        let DitActs { patches, x, block, modulation, out, workspace } = acts;
-        let (d, eps) = (config.hidden_size, config.norm_eps);
+        let DitActs { patches, x, block, out, workspace } = acts;
+        let DitConditions { blocks, last } = conditions;
+        let select = inputs.select();
+        // The scales of the norms in front of the attentions, then of the last norm.
+        let scale = |i: usize| blocks.get(i).map_or(last, |b| &b.attn).scale();
         patchify(device, inputs.x, config.patch_size, patches)?;
-        let positions = Residual::Rows(&self.positions);
-        self.patch_embed.forward(device, patches, Activation::None, positions, x, workspace)?;
+        let residual = Residual::Rows(&self.positions);
+        let embed = Operands { residual, select: Some(select), ..self.patch_embed.on(patches) };
+        linear(device, embed, x, block.normed.wanted(Some(scale(0))), workspace)?;
         tap("tokens_plus_pos", x);
-        inputs.conditions.select(device, inputs, modulation)?;
-        let modulation = &*modulation;
-        for (i, layer) in self.blocks.iter().enumerate() {
-            let part = |j: usize| PerImage { tensor: modulation, offset: (6 * i + j) * d };
-            let affine = Affine::Modulated { shift: part(0), scale: part(1) };
-            layernorm(device, x, affine, eps, &mut block.h)?;
-            layer.attn.forward(device, &mut block.h, &mut block.qkv, Residual::Gated(part(2)), x, workspace)?;
-            let affine = Affine::Modulated { shift: part(3), scale: part(4) };
-            layernorm(device, x, affine, eps, &mut block.h)?;
-            layer.mlp.forward(device, &block.h, &mut block.hidden, Residual::Gated(part(5)), x, workspace)?;
-            tap(&format!("block{i}"), x);
+        for (i, (layer, conditions)) in self.blocks.iter().zip(blocks).enumerate() {
+            let conditioned = Conditioned { block: conditions, next_scale: scale(i + 1), select };
+            layer.forward(device, &format!("block{i}"), x, Some(conditioned), block, workspace, tap)?;
         }
-        let part = |j: usize| PerImage { tensor: modulation, offset: (6 * config.depth + j) * d };
-        let affine = Affine::Modulated { shift: part(0), scale: part(1) };
-        layernorm(device, x, affine, eps, &mut block.h)?;
-        self.final_linear.forward(device, &block.h, Activation::None, Residual::None, out, workspace)?;
+        let modulated = Some((last, select));
+        self.last.forward(device, x, &mut block.normed, modulated, Activation::None, out, workspace)?;
         tap("final", out);
         unpatchify(device, out, config.patch_size, output)
     }
 }
 
-/// All adaLN layers, their rows one behind the other.
-fn load_modulation(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
-    let d = config.hidden_size;
-    let blocks = (0..config.depth).map(|i| loader.at(format!("blocks.{i}")));
-    let (mut weight, mut bias) = (Vec::new(), Vec::new());
-    for layer in blocks.chain([loader.at("final_layer")]) {
-        let layer = layer.at("adaLN_modulation.1");
-        weight.extend(layer.stored("weight")?);
-        bias.extend(layer.stored("bias")?);
-    }
-    let rows = (6 * config.depth + 2) * d;
-    Ok(Linear { weight: loader.given(&[rows, d], &weight)?, bias: loader.given(&[rows], &bias)? })
+/// An adaLN layer as `N` layers, one for each vector that it makes; those that make scales, second of every three, make the
+/// factor 1 + scale.
+fn load_adaln<const N: usize>(loader: &Loader, d: usize) -> Result<[Linear; N]> {
+    let layer = loader.at("adaLN_modulation.1");
+    let (weight, bias) = (layer.stored("weight")?, layer.read("bias")?);
+    let layers = weight.chunks_exact(d * d).zip(bias.chunks_exact(d)).enumerate().map(|(i, (weight, bias))| {
+        let one = if i % 3 == 1 { 1.0 } else { 0.0 };
+        let bias: Vec<f64> = bias.iter().map(|&b| b as f64 + one).collect();
+        Ok(Linear { weight: layer.given(&[d, d], weight)?, bias: layer.computed("bias", &[d], &bias)? })
+    });
+    let layers: Vec<Linear> = layers.collect::<Result<_>>()?;
+    Ok(layers.try_into().unwrap_or_else(|_| unreachable!("the specs give the layer {N} D rows")))
 }

@@ -3,16 +3,18 @@
 
 use super::Inputs;
 use super::config::ModelConfig;
-use super::vit::{Block, BlockActs};
+use super::vit::block_specs;
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;
+use crate::nn::block::{Block, BlockActs};
 use crate::nn::linear::Linear;
+use crate::nn::norm::Layers;
 use crate::nn::params::{Loader, ParamSpec, linear_specs};
 use crate::nn::time::TimeMlp;
-use crate::ops::embed::add_rows;
-use crate::ops::linear::{Activation, Residual, workspace_dtype};
+use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear};
 use crate::ops::patch::{patchify, unpatchify};
+use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
 
 /// Channels that the 1x1 input convolution makes for the ImageNet encoder behind it.
@@ -29,7 +31,7 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
         ParamSpec::new("pretrained_vit.patch_embed.proj.bias", &[d]),
     ];
     for i in 0..config.depth {
-        specs.extend(Block::specs(&format!("pretrained_vit.blocks.{i}"), config));
+        specs.extend(block_specs(&format!("pretrained_vit.blocks.{i}"), config));
     }
     specs.extend(TimeMlp::specs("time_embed.time_mlp", config.time.dim, d));
     specs.extend(linear_specs("output_proj.0", d, d));
@@ -51,10 +53,17 @@ pub struct FlowVitActs {
     patches: Tensor,
     x: Tensor,
     block: BlockActs,
-    /// Time embedding of the evaluation at hand, [B, D].
-    time: Tensor,
     out: Tensor,
-    workspace: Tensor,
+    workspace: Workspace,
+}
+
+/// What differs from evaluation to evaluation.
+pub struct FlowVitConditions {
+    /// Time embeddings, [E, D].
+    pub time: Tensor,
+    /// The time embedding is added to every token in front of the first output layer: seen from behind that layer it is a
+    /// bias, [E, D].
+    bias: Tensor,
 }
 
 impl FlowVit {
@@ -68,7 +77,7 @@ impl FlowVit {
             // Row 0 belongs to the class token, which this model does without.
             positions: vit.computed("pos_embed", &[config.tokens(), d], &widen(&positions[d..]))?,
             blocks: (0..config.depth)
-                .map(|i| Block::load(config, &vit.at(format!("blocks.{i}"))))
+                .map(|i| Block::load(config.block(), &vit.at(format!("blocks.{i}"))))
                 .collect::<Result<_>>()?,
             time: TimeMlp::load(&loader.at("time_embed.time_mlp"), config.time.dim, d)?,
             output: [
@@ -78,51 +87,84 @@ impl FlowVit {
         })
     }
 
-    /// table [E, D] = what differs from evaluation to evaluation: the time embeddings.
-    pub fn conditions(&self, config: &ModelConfig, device: &Device, times: &[f64], table: &mut Tensor) -> Result<()> {
-        self.time.embed(device, &config.time, times, table)
+    /// Memory for what differs between `evaluations` evaluations.
+    pub fn new_conditions(
+        &self,
+        config: &ModelConfig,
+        device: &Device,
+        dtype: DType,
+        evaluations: usize,
+    ) -> Result<FlowVitConditions> {
+        let zeros = || Tensor::zeros(device, dtype, &[evaluations, config.hidden_size]);
+        Ok(FlowVitConditions { time: zeros()?, bias: zeros()? })
+    }
+
+    /// What follows from the times alone.
+    pub fn conditions(
+        &self,
+        config: &ModelConfig,
+        device: &Device,
+        times: &[f64],
+        to: &mut FlowVitConditions,
+    ) -> Result<()> {
+        self.time.embed(device, &config.time, times, &mut to.time)?;
+        let first = &self.output[0];
+        let mut workspace = first.workspace(device, times.len(), 1)?;
+        first.forward(device, &to.time, Activation::None, Residual::None, &mut to.bias, &mut workspace)
     }
 
     /// Buffers for `batch` images.
-    pub fn acts(&self, config: &ModelConfig, device: &Device, dtype: DType, batch: usize) -> Result<FlowVitActs> {
+    pub fn acts(
+        &self,
+        config: &ModelConfig,
+        layers: Layers,
+        device: &Device,
+        dtype: DType,
+        batch: usize,
+    ) -> Result<FlowVitActs> {
         let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
         let zeros = |n| Tensor::zeros(device, dtype, &[batch, tokens, n]);
         let linears = [&self.patch_embed, &self.output[0], &self.output[1]];
-        let workspace = (self.blocks.iter().map(|b| b.workspace_len(device, batch, tokens)))
-            .chain(linears.map(|l| l.workspace_len(device, batch, tokens)))
-            .max();
+        let workspace = (self.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
+            .chain(linears.map(|l| l.workspace_size(device, batch, tokens)))
+            .fold(WorkspaceSize::default(), WorkspaceSize::max);
         Ok(FlowVitActs {
             patches: zeros(config.in_channels * p * p)?,
             x: zeros(d)?,
-            block: BlockActs::new(config, device, dtype, batch, tokens)?,
-            time: Tensor::zeros(device, dtype, &[batch, d])?,
+            block: BlockActs::new(config.block(), layers, device, dtype, batch, tokens)?,
             out: zeros(p * p * config.out_channels)?,
-            workspace: Tensor::zeros(device, workspace_dtype(dtype), &[workspace.unwrap_or(0)])?,
+            workspace: Workspace::new(device, dtype, workspace)?,
         })
     }
 
     /// output [B, C, H, W] = velocity; `tap` sees `tokens_plus_pos`, `block<i>` and its parts.
+    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &self,
         config: &ModelConfig,
         device: &Device,
         inputs: Inputs,
+        conditions: &FlowVitConditions,
         acts: &mut FlowVitActs,
         output: &mut Tensor,
         tap: Tap,
     ) -> Result<()> {
-        let FlowVitActs { patches, x, block, time, out, workspace } = acts;
+        let FlowVitActs { patches, x, block, out, workspace } = acts;
         patchify(device, inputs.x, config.patch_size, patches)?;
-        let positions = Residual::Rows(&self.positions);
-        self.patch_embed.forward(device, patches, Activation::None, positions, x, workspace)?;
+        let embed = Operands { residual: Residual::Rows(&self.positions), ..self.patch_embed.on(patches) };
+        linear(device, embed, x, block.normed.wanted(None), workspace)?;
         tap("tokens_plus_pos", x);
         for (i, layer) in self.blocks.iter().enumerate() {
-            layer.forward(device, &format!("block{i}"), x, block, workspace, tap)?;
+            layer.forward(device, &format!("block{i}"), x, None, block, workspace, tap)?;
         }
-        inputs.conditions.select(device, inputs, time)?;
-        add_rows(device, x, time)?;
         let [first, last] = &self.output;
-        first.forward(device, x, Activation::Silu, Residual::None, &mut block.h, workspace)?;
+        let timed = Operands {
+            bias: Some(Columns::PerImage(&conditions.bias)),
+            select: Some(Select { counter: inputs.counter, rows: inputs.rows, conditions: 1 }),
+            act: Activation::Silu,
+            ..first.on(x)
+        };
+        linear(device, timed, &mut block.h, None, workspace)?;
         last.forward(device, &block.h, Activation::None, Residual::None, out, workspace)?;
         unpatchify(device, out, config.patch_size, output)
     }

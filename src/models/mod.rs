@@ -14,8 +14,9 @@ use std::path::PathBuf;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::Tap;
+use crate::nn::norm::Layers;
 use crate::nn::params::{Loader, ParamSpec, WeightSource};
-use crate::ops::embed::condition;
+use crate::ops::Select;
 use crate::tensor::{DType, Tensor};
 use config::{Architecture, ModelConfig};
 
@@ -41,12 +42,14 @@ pub struct Model {
     pub device: Device,
     /// Type that weights and activations are stored in.
     pub dtype: DType,
+    /// How layer norms are computed; taken up by the buffers and conditions that are made from then on.
+    pub layers: Layers,
     network: Network,
 }
 
 enum Network {
-    FlowVit(flow_vit::FlowVit),
-    Dit(dit::Dit),
+    FlowVit(Box<flow_vit::FlowVit>),
+    Dit(Box<dit::Dit>),
 }
 
 /// The activation arena of one batch size: allocated once, written by every forward pass.
@@ -74,24 +77,26 @@ pub struct Inputs<'a> {
     pub rows: &'a Tensor,
 }
 
-/// Everything that depends on time and label alone, computed once for all evaluations of a run.
-pub struct Conditions {
-    /// [E L, S]: row e L + l belongs to evaluation e and label l.
-    table: Tensor,
-    /// L: 1 for an unconditional model.
-    labels: usize,
+impl Inputs<'_> {
+    fn select(&self) -> Select<'_> {
+        Select { counter: self.counter, rows: self.rows, conditions: self.conditions.labels }
+    }
 }
 
-impl Conditions {
-    /// y [B, S] = the rows of the evaluation at hand.
-    fn select(&self, device: &Device, inputs: Inputs, y: &mut Tensor) -> Result<()> {
-        condition(device, &self.table, self.labels, inputs.counter, inputs.rows, y)
-    }
+/// Everything that depends on time and label alone, computed once for all evaluations of a run.
+pub struct Conditions {
+    /// L: 1 for an unconditional model.
+    labels: usize,
+    /// By architecture; row e L + l of each tensor belongs to evaluation e and label l.
+    pub tables: Tables,
+}
 
-    /// The table, [E L, S].
-    pub fn table(&self) -> &Tensor {
-        &self.table
-    }
+/// The tables of [`Conditions`].
+pub enum Tables {
+    /// Of the flow-matching ViT.
+    FlowVit(flow_vit::FlowVitConditions),
+    /// Of the DiT.
+    Dit(Box<dit::DitConditions>),
 }
 
 impl Model {
@@ -110,11 +115,12 @@ impl Model {
         }
         let loader = Loader::new(source, device, dtype);
         let network = match config.architecture {
-            Architecture::FlowVit => Network::FlowVit(flow_vit::FlowVit::load(&config, &loader)?),
-            Architecture::Dit => Network::Dit(dit::Dit::load(&config, &loader)?),
+            Architecture::FlowVit => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
+            Architecture::Dit => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
             Architecture::Vit => return Err(Error::input(source.origin(), config::CLASSIFIER)),
         };
-        Ok(Self { origin: source.origin().to_path_buf(), config, device: device.clone(), dtype, network })
+        let layers = Layers::best(device, config.block().modulated);
+        Ok(Self { origin: source.origin().to_path_buf(), config, device: device.clone(), dtype, layers, network })
     }
 
     /// Buffers for forward passes of `batch` images.
@@ -122,11 +128,10 @@ impl Model {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn acts(&self, batch: usize) -> Result<Acts> {
+        let (config, layers, device) = (&self.config, self.layers, &self.device);
         let network = match &self.network {
-            Network::FlowVit(m) => {
-                NetworkActs::FlowVit(Box::new(m.acts(&self.config, &self.device, self.dtype, batch)?))
-            }
-            Network::Dit(m) => NetworkActs::Dit(Box::new(m.acts(&self.config, &self.device, self.dtype, batch)?)),
+            Network::FlowVit(m) => NetworkActs::FlowVit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
+            Network::Dit(m) => NetworkActs::Dit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
         };
         let c = &self.config;
         let output = Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;
@@ -140,12 +145,15 @@ impl Model {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn conditions(&self, times: &[f64], labels: &[u32]) -> Result<Conditions> {
-        let (labels, width) = match &self.network {
-            Network::FlowVit(_) => (&[0][..], self.config.hidden_size),
-            Network::Dit(m) => (labels, m.condition_len()),
+        let (config, device, dtype, evaluations) = (&self.config, &self.device, self.dtype, times.len());
+        let (labels, tables) = match &self.network {
+            Network::FlowVit(m) => (&[0][..], Tables::FlowVit(m.new_conditions(config, device, dtype, evaluations)?)),
+            Network::Dit(m) => {
+                let rows = evaluations * labels.len();
+                (labels, Tables::Dit(Box::new(m.new_conditions(config, self.layers, device, dtype, rows)?)))
+            }
         };
-        let table = Tensor::zeros(&self.device, self.dtype, &[times.len() * labels.len(), width])?;
-        let mut conditions = Conditions { table, labels: labels.len() };
+        let mut conditions = Conditions { labels: labels.len(), tables };
         self.fill_conditions(times, labels, &mut conditions)?;
         Ok(conditions)
     }
@@ -155,10 +163,11 @@ impl Model {
     /// # Errors
     /// [`Error::OutOfMemory`]: intermediate results are allocated.
     pub fn fill_conditions(&self, times: &[f64], labels: &[u32], conditions: &mut Conditions) -> Result<()> {
-        let (config, device, table) = (&self.config, &self.device, &mut conditions.table);
-        device.run(|| match &self.network {
-            Network::FlowVit(m) => m.conditions(config, device, times, table),
-            Network::Dit(m) => m.conditions(config, device, times, labels, table),
+        let (config, device) = (&self.config, &self.device);
+        device.run(|| match (&self.network, &mut conditions.tables) {
+            (Network::FlowVit(m), Tables::FlowVit(to)) => m.conditions(config, device, times, to),
+            (Network::Dit(m), Tables::Dit(to)) => m.conditions(config, device, times, labels, to),
+            _ => Err(other_model()),
         })
     }
 
@@ -167,14 +176,19 @@ impl Model {
     /// # Errors
     /// The operations'.
     pub fn forward(&self, inputs: Inputs, acts: &mut Acts, tap: Tap) -> Result<()> {
-        match (&self.network, &mut acts.network) {
-            (Network::FlowVit(m), NetworkActs::FlowVit(a)) => {
-                m.forward(&self.config, &self.device, inputs, a, &mut acts.output, tap)
+        let (config, device, output) = (&self.config, &self.device, &mut acts.output);
+        match (&self.network, &inputs.conditions.tables, &mut acts.network) {
+            (Network::FlowVit(m), Tables::FlowVit(c), NetworkActs::FlowVit(a)) => {
+                m.forward(config, device, inputs, c, a, output, tap)
             }
-            (Network::Dit(m), NetworkActs::Dit(a)) => {
-                m.forward(&self.config, &self.device, inputs, a, &mut acts.output, tap)
+            (Network::Dit(m), Tables::Dit(c), NetworkActs::Dit(a)) => {
+                m.forward(config, device, inputs, c, a, output, tap)
             }
-            _ => Err(Error::Runtime("activations of another model".into())),
+            _ => Err(other_model()),
         }
     }
+}
+
+fn other_model() -> Error {
+    Error::Runtime("activations or conditions of another model".into())
 }

@@ -3,7 +3,8 @@
 use super::params::Loader;
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::linear::{Activation, Operands, Residual, linear, workspace_dtype, workspace_len};
+use crate::ops::Columns;
+use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_size};
 use crate::tensor::{DType, Tensor};
 
 /// y = x weight^T + bias, with the activation and residual that follow.
@@ -20,7 +21,12 @@ impl Linear {
         Ok(Self { weight: loader.tensor("weight", &[n, k])?, bias: loader.tensor("bias", &[n])? })
     }
 
-    /// See [`linear`].
+    /// The layer on x, to be completed and given to [`linear`].
+    pub fn on<'a>(&'a self, x: &'a Tensor) -> Operands<'a> {
+        Operands { bias: Some(Columns::Shared(&self.bias)), ..Operands::new(x, &self.weight) }
+    }
+
+    /// y = residual + act(x weight^T + bias).
     pub fn forward(
         &self,
         device: &Device,
@@ -28,19 +34,19 @@ impl Linear {
         act: Activation,
         residual: Residual,
         y: &mut Tensor,
-        workspace: &mut Tensor,
+        workspace: &mut Workspace,
     ) -> Result<()> {
-        let operands = Operands { x, weight: &self.weight, bias: Some(&self.bias), act, residual };
-        linear(device, operands, y, workspace)
+        linear(device, Operands { act, residual, ..self.on(x) }, y, None, workspace)
     }
 
     /// A workspace of its own for inputs of `images` times `rows` rows.
-    pub fn workspace(&self, device: &Device, dtype: DType, images: usize, rows: usize) -> Result<Tensor> {
-        Tensor::zeros(device, workspace_dtype(dtype), &[self.workspace_len(device, images, rows)])
+    pub fn workspace(&self, device: &Device, images: usize, rows: usize) -> Result<Workspace> {
+        Workspace::new(device, self.weight.dtype(), self.workspace_size(device, images, rows))
     }
 
-    /// Elements of workspace for inputs of `images` times `rows` rows.
-    pub fn workspace_len(&self, device: &Device, images: usize, rows: usize) -> usize {
-        workspace_len(device, images, rows, self.weight.dim(0), self.weight.last_dim())
+    /// What inputs of `images` times `rows` rows need.
+    pub fn workspace_size(&self, device: &Device, images: usize, rows: usize) -> WorkspaceSize {
+        let dtype: DType = self.weight.dtype();
+        workspace_size(device, dtype, images, rows, self.weight.dim(0), self.weight.last_dim())
     }
 }

@@ -1,8 +1,7 @@
 //! Layers made of operations: weights on a device and a forward pass. Activations belong to the caller.
 
-pub mod attention;
+pub mod block;
 pub mod linear;
-pub mod mlp;
 pub mod norm;
 pub mod params;
 pub mod time;

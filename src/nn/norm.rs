@@ -1,10 +1,13 @@
-//! Layer normalisation with learned weight and bias.
+//! Layer normalisation, alone and in front of a linear layer.
 
+use super::linear::Linear;
 use super::params::Loader;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::layernorm::{Affine, layernorm};
-use crate::tensor::Tensor;
+use crate::ops::linear::{Activation, ForNorm, Norm, Operands, STATS_CHUNK, Workspace, linear, workspace_dtype};
+use crate::ops::{Columns, Select};
+use crate::tensor::{DType, Tensor};
 
 /// LayerNorm over the last dimension.
 pub struct LayerNorm {
@@ -23,4 +26,196 @@ impl LayerNorm {
     pub fn forward(&self, device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
         layernorm(device, x, Affine::Learned(&self.weight, &self.bias), self.eps, y)
     }
+}
+
+/// How a layer norm and the linear layer behind it are computed. The results differ by rounding alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layers {
+    /// The norm folded into the product, its statistics left by whoever wrote its input.
+    Fused,
+    /// One operation behind the other.
+    Separate,
+}
+
+impl Layers {
+    /// The faster way. Folding a norm that is modulated per image takes products for every evaluation and condition: on a
+    /// GPU they vanish beside the launches they save, on a CPU they cost more than the norms.
+    pub fn best(device: &Device, modulated: bool) -> Self {
+        if modulated && matches!(device, Device::Cpu(_)) { Self::Separate } else { Self::Fused }
+    }
+}
+
+/// What a layer norm and the linear layer behind it read beside the norm's input x [B, T, D].
+pub enum Normed {
+    /// The norm's output, [B, T, D].
+    Separate(Tensor),
+    /// What whoever writes x leaves.
+    Fused {
+        /// [B, T, ceil(D / 64), 2].
+        stats: Tensor,
+        /// x times the norm's scale, [B, T, D], where that differs per image.
+        scaled: Option<Tensor>,
+    },
+}
+
+impl Normed {
+    /// Buffers for `batch` images of `tokens` tokens of `dim` channels; `modulated`: the scale differs per image.
+    pub fn new(
+        layers: Layers,
+        modulated: bool,
+        device: &Device,
+        dtype: DType,
+        [batch, tokens, dim]: [usize; 3],
+    ) -> Result<Self> {
+        let zeros = || Tensor::zeros(device, dtype, &[batch, tokens, dim]);
+        let stats = [batch, tokens, dim.div_ceil(STATS_CHUNK), 2];
+        Ok(match layers {
+            Layers::Separate => Self::Separate(zeros()?),
+            Layers::Fused => Self::Fused {
+                stats: Tensor::zeros(device, workspace_dtype(dtype), &stats)?,
+                scaled: modulated.then(zeros).transpose()?,
+            },
+        })
+    }
+
+    /// What the layer that writes x has to leave for a norm by `scale` [.., D] per condition, or without one.
+    pub fn wanted<'a>(&'a mut self, scale: Option<&'a Tensor>) -> Option<ForNorm<'a>> {
+        let Self::Fused { stats, scaled } = self else { return None };
+        Some(ForNorm { stats, scaled: scale.map(Columns::PerImage).zip(scaled.as_mut()) })
+    }
+}
+
+/// A linear layer behind a layer norm.
+pub struct NormLinear {
+    /// The norm's learned weight and bias, where it has them, are folded into it.
+    linear: Linear,
+    /// Sum over k of each row of the weight, `[N]`; of a norm that is modulated per image [`Modulated`] has them.
+    sums: Option<Tensor>,
+    eps: f64,
+}
+
+/// What adaLN (Peebles and Xie, arXiv 2212.09748) makes of a norm and the linear layer behind it, a row per condition.
+pub struct Modulated {
+    /// [R, K].
+    shift: Tensor,
+    /// The factor 1 + scale, [R, K].
+    scale: Tensor,
+    /// Where the norm is folded into the layer.
+    folded: Option<Folded>,
+}
+
+/// What a modulated norm makes of the layer behind it.
+struct Folded {
+    /// weight . scale, [R, N].
+    sums: Tensor,
+    /// weight . shift + bias, [R, N].
+    bias: Tensor,
+}
+
+impl Modulated {
+    /// Memory for `rows` conditions of a layer of `k` inputs and `n` outputs.
+    pub fn new(layers: Layers, device: &Device, dtype: DType, [rows, n, k]: [usize; 3]) -> Result<Self> {
+        let zeros = |n: usize| Tensor::zeros(device, dtype, &[rows, n]);
+        let folded = match layers {
+            Layers::Fused => Some(Folded { sums: zeros(n)?, bias: zeros(n)? }),
+            Layers::Separate => None,
+        };
+        Ok(Self { shift: zeros(k)?, scale: zeros(k)?, folded })
+    }
+
+    /// The factor 1 + scale, [R, K].
+    pub fn scale(&self) -> &Tensor {
+        &self.scale
+    }
+
+    /// The shift, [R, K].
+    pub fn shift(&self) -> &Tensor {
+        &self.shift
+    }
+
+    /// Shift and factor, to be written before [`NormLinear::prepare`].
+    pub fn shift_and_scale(&mut self) -> [&mut Tensor; 2] {
+        [&mut self.shift, &mut self.scale]
+    }
+}
+
+impl NormLinear {
+    /// A layer of `k` inputs and `n` outputs behind a norm with learned weight and bias, both folded into the layer in f64.
+    pub fn load(norm: &Loader, layer: &Loader, n: usize, k: usize, eps: f64) -> Result<Self> {
+        let (gain, offset) = (norm.read("weight")?, norm.read("bias")?);
+        let (mut weight, mut bias) = (widen(layer.read("weight")?), widen(layer.read("bias")?));
+        let mut sums = vec![0.0; n];
+        for ((row, bias), sum) in weight.chunks_exact_mut(k).zip(&mut bias).zip(&mut sums) {
+            *bias += row.iter().zip(&offset).map(|(&w, &o)| w * o as f64).sum::<f64>();
+            for (w, &g) in row.iter_mut().zip(&gain) {
+                *w *= g as f64;
+                // Of the numbers that are multiplied with, so that a row's mean drops out of its products.
+                *sum += layer.rounded(*w);
+            }
+        }
+        let linear =
+            Linear { weight: layer.computed("weight", &[n, k], &weight)?, bias: layer.computed("bias", &[n], &bias)? };
+        Ok(Self { linear, sums: Some(layer.computed("weight", &[n], &sums)?), eps })
+    }
+
+    /// A layer behind a norm that [`Modulated`] scales and shifts.
+    pub fn load_modulated(layer: &Loader, n: usize, k: usize, eps: f64) -> Result<Self> {
+        Ok(Self { linear: Linear::load(layer, n, k)?, sums: None, eps })
+    }
+
+    /// The layer behind the norm.
+    pub fn linear(&self) -> &Linear {
+        &self.linear
+    }
+
+    /// What follows from shift and scale, for every condition.
+    pub fn prepare(&self, device: &Device, to: &mut Modulated, workspace: &mut Workspace) -> Result<()> {
+        let Some(folded) = &mut to.folded else { return Ok(()) };
+        linear(device, Operands::new(&to.scale, &self.linear.weight), &mut folded.sums, None, workspace)?;
+        linear(device, self.linear.on(&to.shift), &mut folded.bias, None, workspace)
+    }
+
+    /// y [B, T, N] = act(norm(x) weight^T + bias), with what whoever wrote x [B, T, K] left in `normed`. `modulated` comes
+    /// with the conditions that the images have.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &self,
+        device: &Device,
+        x: &Tensor,
+        normed: &mut Normed,
+        modulated: Option<(&Modulated, Select)>,
+        act: Activation,
+        y: &mut Tensor,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        let operands = match normed {
+            Normed::Separate(h) => {
+                let affine = modulated.map_or(Affine::None, |(m, select)| Affine::Modulated {
+                    shift: Columns::PerImage(&m.shift),
+                    scale: Columns::PerImage(&m.scale),
+                    select: Some(select),
+                });
+                layernorm(device, x, affine, self.eps, h)?;
+                self.linear.on(h)
+            }
+            Normed::Fused { stats, scaled } => {
+                let norm = |sums| Some(Norm { stats: &*stats, sums, eps: self.eps });
+                match (modulated, &self.sums, scaled) {
+                    (None, Some(sums), _) => Operands { norm: norm(Columns::Shared(sums)), ..self.linear.on(x) },
+                    (Some((Modulated { folded: Some(folded), .. }, select)), _, Some(z)) => Operands {
+                        norm: norm(Columns::PerImage(&folded.sums)),
+                        bias: Some(Columns::PerImage(&folded.bias)),
+                        select: Some(select),
+                        ..self.linear.on(z)
+                    },
+                    _ => return Err(Error::Runtime("activations or conditions of other layers".into())),
+                }
+            }
+        };
+        linear(device, Operands { act, ..operands }, y, None, workspace)
+    }
+}
+
+fn widen(values: Vec<f32>) -> Vec<f64> {
+    values.into_iter().map(f64::from).collect()
 }

@@ -99,6 +99,11 @@ impl<'a> Loader<'a> {
         Tensor::from_f64(self.device, self.dtype, shape, values)
     }
 
+    /// `value` as the type holds it.
+    pub fn rounded(&self, value: f64) -> f64 {
+        if self.dtype == DType::F64 { value } else { self.dtype.round(value as f32).into() }
+    }
+
     /// Refuses numbers that rounding to the type makes infinite.
     fn check_range(&self, name: &str, values: impl Iterator<Item = f64>) -> Result<()> {
         let dtype = self.dtype;

@@ -35,9 +35,9 @@ impl TimeMlp {
         let x = Tensor::from_f64(device, dtype, &[times.len(), sinusoid.dim], &rows)?;
         let mut hidden = Tensor::zeros(device, dtype, out.shape())?;
         let plain = Residual::None;
-        let mut workspace = self.first.workspace(device, dtype, times.len(), 1)?;
+        let mut workspace = self.first.workspace(device, times.len(), 1)?;
         self.first.forward(device, &x, Activation::Silu, plain, &mut hidden, &mut workspace)?;
-        let mut workspace = self.second.workspace(device, dtype, times.len(), 1)?;
+        let mut workspace = self.second.workspace(device, times.len(), 1)?;
         self.second.forward(device, &hidden, Activation::None, plain, out, &mut workspace)
     }
 }

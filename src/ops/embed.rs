@@ -1,10 +1,9 @@
-//! Time and label embeddings for all evaluations at once, the rows of the evaluation at hand, and rows added to or taken
-//! from token sequences.
+//! Time and label embeddings for all evaluations at once, and class tokens put before or taken from token sequences.
 
 use super::linear::silu;
 use super::{SpecLayout, expect, launch_elementwise, round, shape_error, spec, to_i32, with_real};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
 spec! {
@@ -12,14 +11,10 @@ spec! {
     LabelEmbedSpec { evaluations: i32, labels: i32, dim: i32 }
 }
 spec! {
-    /// Geometry of `condition_fwd_*`.
-    ConditionSpec { batch: i32, rows_per_step: i32, dim: i32 }
+    /// Geometry of `prepend_token_fwd_*` and `take_token_fwd_*`.
+    TokensSpec { batch: i32, tokens: i32, dim: i32 }
 }
-spec! {
-    /// Geometry of `add_rows_fwd_*`, `prepend_token_fwd_*` and `take_token_fwd_*`.
-    AddRowsSpec { batch: i32, tokens: i32, dim: i32 }
-}
-pub(super) const LAYOUTS: [SpecLayout; 3] = [LabelEmbedSpec::LAYOUT, ConditionSpec::LAYOUT, AddRowsSpec::LAYOUT];
+pub(super) const LAYOUTS: [SpecLayout; 2] = [LabelEmbedSpec::LAYOUT, TokensSpec::LAYOUT];
 
 /// How a model turns a time into a vector of sines and cosines (Vaswani et al., arXiv 1706.03762).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,7 +49,7 @@ impl Sinusoid {
 /// layers take, for every evaluation and each of the L labels in use. The caller checked the labels.
 ///
 /// # Errors
-/// [`Error::Runtime`] if types or shapes do not fit.
+/// [`crate::error::Error::Runtime`] if types or shapes do not fit.
 pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &Tensor, c: &mut Tensor) -> Result<()> {
     let (evaluations, dim, count) = (time.dim(0), time.last_dim(), labels.len());
     let dtype = c.dtype();
@@ -88,80 +83,11 @@ pub fn label_embedding(device: &Device, time: &Tensor, table: &Tensor, labels: &
     }
 }
 
-/// y [B, D] = row `counter` R + `rows`\[b\] of the table [E R, D]. The counter and the rows `[B]` are on the device, so that
-/// captured work follows them.
-///
-/// # Errors
-/// [`Error::Runtime`] if types or shapes do not fit, or on the CPU if the counter or a row is past the table.
-pub fn condition(
-    device: &Device,
-    table: &Tensor,
-    rows_per_step: usize,
-    counter: &Tensor,
-    rows: &Tensor,
-    y: &mut Tensor,
-) -> Result<()> {
-    let dim = table.last_dim();
-    expect("condition", y, table.dtype(), &[rows.len(), dim])?;
-    expect("condition table", table, y.dtype(), &[table.dim(0), dim])?;
-    expect("condition counter", counter, DType::U32, &[1])?;
-    expect("condition rows", rows, DType::U32, &[rows.len()])?;
-    match device {
-        Device::Cpu(_) => {
-            let (first, rows) = (counter.host_u32()?[0] as usize * rows_per_step, rows.host_u32()?);
-            with_real!(y.dtype(), T => {
-                let table = table.host::<T>()?;
-                for (y, &row) in y.host_mut::<T>()?.chunks_mut(dim).zip(rows) {
-                    let at = (first + row as usize) * dim;
-                    let row = table.get(at..at + dim);
-                    y.copy_from_slice(row.ok_or_else(|| Error::Runtime("condition: past the end of the table".into()))?);
-                }
-            });
-            Ok(())
-        }
-        Device::Cuda(cuda) => {
-            let spec =
-                ConditionSpec { batch: to_i32(rows.len())?, rows_per_step: to_i32(rows_per_step)?, dim: to_i32(dim)? };
-            let pointers = [table.address(0)?, counter.address(0)?, rows.address(0)?, y.address(0)?];
-            let kernel = format!("condition_fwd_{}", y.dtype());
-            let bytes = 2 * y.bytes() + rows.bytes() + counter.bytes();
-            launch_elementwise(cuda, ("embed", kernel), y.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
-        }
-    }
-}
-
-/// x [B, T, D] += v [B, D], on every token.
-///
-/// # Errors
-/// [`Error::Runtime`] if types or shapes do not fit.
-pub fn add_rows(device: &Device, x: &mut Tensor, v: &Tensor) -> Result<()> {
-    let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("add_rows", x.shape(), &[0, 0, 0])) };
-    expect("add_rows vector", v, x.dtype(), &[batch, dim])?;
-    match device {
-        Device::Cpu(_) => {
-            with_real!(x.dtype(), T => {
-                let v = v.host::<T>()?;
-                for (row, x) in x.host_mut::<T>()?.chunks_mut(dim).enumerate() {
-                    x.iter_mut().zip(&v[row / tokens * dim..][..dim]).for_each(|(x, &v)| *x += v);
-                }
-            });
-            round(x)
-        }
-        Device::Cuda(cuda) => {
-            let spec = AddRowsSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
-            let pointers = [x.address(0)?, v.address(0)?];
-            let kernel = format!("add_rows_fwd_{}", x.dtype());
-            let bytes = 2 * x.bytes() + v.bytes();
-            launch_elementwise(cuda, ("embed", kernel), x.len(), &pointers, bytemuck::bytes_of(&spec), bytes)
-        }
-    }
-}
-
 /// y [B, T + 1, D]: first the class token `[D]` plus its position, then the tokens x [B, T, D] (positions already
 /// added).
 ///
 /// # Errors
-/// [`Error::Runtime`] if types or shapes do not fit.
+/// [`crate::error::Error::Runtime`] if types or shapes do not fit.
 pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("prepend_token", x.shape(), &[0, 0, 0])) };
     expect("class token", first, x.dtype(), &[dim])?;
@@ -178,7 +104,7 @@ pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor
             Ok(())
         }
         Device::Cuda(cuda) => {
-            let spec = AddRowsSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
+            let spec = TokensSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
             let pointers = [first.address(0)?, x.address(0)?, y.address(0)?];
             let kernel = format!("prepend_token_fwd_{}", y.dtype());
             let bytes = first.bytes() + x.bytes() + y.bytes();
@@ -190,7 +116,7 @@ pub fn prepend_token(device: &Device, first: &Tensor, x: &Tensor, y: &mut Tensor
 /// y [B, D] = token 0 of each image of x [B, T, D].
 ///
 /// # Errors
-/// [`Error::Runtime`] if types or shapes do not fit.
+/// [`crate::error::Error::Runtime`] if types or shapes do not fit.
 pub fn take_token(device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let &[batch, tokens, dim] = x.shape() else { return Err(shape_error("take_token", x.shape(), &[0, 0, 0])) };
     expect("take_token output", y, x.dtype(), &[batch, dim])?;
@@ -205,7 +131,7 @@ pub fn take_token(device: &Device, x: &Tensor, y: &mut Tensor) -> Result<()> {
             Ok(())
         }
         Device::Cuda(cuda) => {
-            let spec = AddRowsSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
+            let spec = TokensSpec { batch: to_i32(batch)?, tokens: to_i32(tokens)?, dim: to_i32(dim)? };
             let pointers = [x.address(0)?, y.address(0)?];
             let kernel = format!("take_token_fwd_{}", y.dtype());
             let bytes = 2 * y.bytes();

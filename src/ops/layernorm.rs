@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::reduce::sum_of;
 use super::simd::vectorized;
-use super::{PerImage, expect, moves, round, spec, to_i32, to_u32, with_real};
+use super::{Columns, Select, condition_rows, expect, moves, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
@@ -13,21 +13,25 @@ use crate::tensor::{Real, Tensor};
 
 spec! {
     /// Geometry of `layernorm_fwd_*` and `layernorm_modulated_fwd_*`.
-    LayerNormSpec { rows: i32, dim: i32, rows_per_image: i32, mod_stride: i32, eps: f32 }
+    LayerNormSpec { rows: i32, dim: i32, rows_per_image: i32, conditions: i32, mod_stride: i32, eps: f32 }
 }
 pub(super) const LAYOUT: super::SpecLayout = LayerNormSpec::LAYOUT;
 
 /// What follows the normalisation.
 #[derive(Clone, Copy)]
 pub enum Affine<'a> {
+    /// Nothing: y = n.
+    None,
     /// y = n * weight + bias, both `[D]`.
     Learned(&'a Tensor, &'a Tensor),
-    /// y = n * (1 + scale) + shift, per image.
+    /// y = n * scale + shift. The scale is the whole factor: adaLN's 1 is in it.
     Modulated {
         /// Added last.
-        shift: PerImage<'a>,
-        /// One is added to it.
-        scale: PerImage<'a>,
+        shift: Columns<'a>,
+        /// The factor.
+        scale: Columns<'a>,
+        /// Which rows of shift and scale the images take; `None`: image b takes row b.
+        select: Option<Select<'a>>,
     },
 }
 
@@ -39,14 +43,18 @@ pub fn layernorm(device: &Device, x: &Tensor, affine: Affine, eps: f64, y: &mut 
     let (images, dim, dtype) = (x.dim(0), x.last_dim(), x.dtype());
     expect("layernorm output", y, dtype, x.shape())?;
     match affine {
+        Affine::None => {}
         Affine::Learned(weight, bias) => {
             expect("layernorm weight", weight, dtype, &[dim])?;
             expect("layernorm bias", bias, dtype, &[dim])?;
         }
-        Affine::Modulated { shift, scale } => {
-            shift.check(dtype, images, dim)?;
-            scale.check(dtype, images, dim)?;
-            expect("layernorm scale", scale.tensor, dtype, shift.tensor.shape())?;
+        Affine::Modulated { shift, scale, select } => {
+            if let Some(select) = select {
+                select.check(images)?;
+            }
+            shift.check("layernorm shift", dtype, select, images, dim)?;
+            scale.check("layernorm scale", dtype, select, images, dim)?;
+            expect("layernorm scale", scale.tensor(), dtype, shift.tensor().shape())?;
         }
     }
     match device {
@@ -61,39 +69,35 @@ pub fn layernorm(device: &Device, x: &Tensor, affine: Affine, eps: f64, y: &mut 
 fn cpu<T: Real>(x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {
     let dim = x.last_dim();
     let rows_per_image = x.len() / x.dim(0) / dim;
-    let one = T::from_f64(1.0);
-    // (multiplier, addend) of row r, the multiplier still without the 1 of adaLN.
-    let (mul, mul_at, add, add_at, plus) = match affine {
-        Affine::Learned(weight, bias) => (weight.host::<T>()?, (0, 0), bias.host::<T>()?, (0, 0), T::default()),
-        Affine::Modulated { shift, scale } => (
-            scale.tensor.host::<T>()?,
-            (scale.offset, scale.stride()),
-            shift.tensor.host::<T>()?,
-            (shift.offset, shift.stride()),
-            one,
-        ),
+    let (ones, zeros) = (vec![T::from_f64(1.0); dim], vec![T::default(); dim]);
+    // Factor and addend, and the elements from one condition's to the next.
+    let (mul, add, stride, select) = match affine {
+        Affine::None => (&ones[..], &zeros[..], 0, None),
+        Affine::Learned(weight, bias) => (weight.host::<T>()?, bias.host::<T>()?, 0, None),
+        Affine::Modulated { shift, scale, select } => {
+            (scale.tensor().host::<T>()?, shift.tensor().host::<T>()?, scale.stride(), select)
+        }
     };
+    let conditions = condition_rows(select, x.dim(0))?;
     let x = x.host::<T>()?;
     y.host_mut::<T>()?.par_chunks_mut(dim).zip(x.par_chunks(dim)).enumerate().with_min_len(8).for_each(
         |(row, (y, x))| {
-            let image = row / rows_per_image;
-            let mul = &mul[mul_at.0 + image * mul_at.1..][..dim];
-            let add = &add[add_at.0 + image * add_at.1..][..dim];
-            normalise(y, x, mul, add, plus, T::from_f64(eps));
+            let at = conditions[row / rows_per_image] * stride;
+            normalise(y, x, &mul[at..][..dim], &add[at..][..dim], T::from_f64(eps));
         },
     );
     Ok(())
 }
 
 vectorized! {
-    /// y = (x - mean) / sqrt(var + eps) * (plus + mul) + add, over one row.
-    fn normalise(y: &mut [T], x: &[T], mul: &[T], add: &[T], plus: T, eps: T) {
+    /// y = (x - mean) / sqrt(var + eps) * mul + add, over one row.
+    fn normalise(y: &mut [T], x: &[T], mul: &[T], add: &[T], eps: T) {
         let n = T::from_f64(x.len() as f64);
         let mean = sum_of(x, |v| v) / n;
         let var = sum_of(x, |v| (v - mean) * (v - mean)) / n;
         let inv = T::from_f64(1.0) / (var + eps).sqrt();
         for (((y, &x), &mul), &add) in y.iter_mut().zip(x).zip(mul).zip(add) {
-            *y = ((x - mean) * inv).mul_add(plus + mul, add);
+            *y = ((x - mean) * inv).mul_add(mul, add);
         }
     }
 }
@@ -101,24 +105,33 @@ vectorized! {
 fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {
     let dim = x.last_dim();
     let rows = x.len() / dim;
-    let (name, first, second, mod_stride, affine_bytes) = match affine {
-        Affine::Learned(weight, bias) => {
-            ("layernorm_fwd", weight.address(0)?, bias.address(0)?, 0, weight.bytes() + bias.bytes())
-        }
-        Affine::Modulated { shift, scale } => (
-            "layernorm_modulated_fwd",
-            shift.tensor.address(shift.offset)?,
-            scale.tensor.address(scale.offset)?,
-            shift.stride(),
-            2 * shift.bytes(x.dim(0), dim),
-        ),
+    let spec = |mod_stride: usize, conditions: usize| {
+        Ok(LayerNormSpec {
+            rows: to_i32(rows)?,
+            dim: to_i32(dim)?,
+            rows_per_image: to_i32(rows / x.dim(0))?,
+            conditions: to_i32(conditions)?,
+            mod_stride: to_i32(mod_stride)?,
+            eps: eps as f32,
+        })
     };
-    let spec = LayerNormSpec {
-        rows: to_i32(rows)?,
-        dim: to_i32(dim)?,
-        rows_per_image: to_i32(rows / x.dim(0))?,
-        mod_stride: to_i32(mod_stride)?,
-        eps: eps as f32,
+    let (x_address, y_address) = (x.address(0)?, y.address(0)?);
+    let (name, pointers, spec, affine_bytes) = match affine {
+        Affine::None => ("layernorm_fwd", vec![x_address, 0, 0, y_address], spec(0, 0)?, 0),
+        Affine::Learned(weight, bias) => {
+            let pointers = vec![x_address, weight.address(0)?, bias.address(0)?, y_address];
+            ("layernorm_fwd", pointers, spec(0, 0)?, weight.bytes() + bias.bytes())
+        }
+        Affine::Modulated { shift, scale, select } => {
+            let (shift_address, scale_address) = (shift.tensor().address(0)?, scale.tensor().address(0)?);
+            let (counter, picked, conditions) = match select {
+                Some(s) => (s.counter.address(0)?, s.rows.address(0)?, s.conditions),
+                None => (0, 0, 0),
+            };
+            let pointers = vec![x_address, shift_address, scale_address, counter, picked, y_address];
+            let bytes = shift.bytes(x.dim(0), dim) + scale.bytes(x.dim(0), dim);
+            ("layernorm_modulated_fwd", pointers, spec(scale.stride(), conditions)?, bytes)
+        }
     };
     cuda.launch(&Launch {
         module: "layernorm",
@@ -126,7 +139,7 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
         grid: [to_u32(rows.div_ceil(4))?, 1, 1],
         threads: 128,
         shared_bytes: 0,
-        pointers: &[x.address(0)?, first, second, y.address(0)?],
+        pointers: &pointers,
         spec: bytemuck::bytes_of(&spec),
         work: moves(x.bytes() + affine_bytes + y.bytes()),
     })

@@ -56,32 +56,69 @@ pub fn spec_layouts() -> Vec<SpecLayout> {
     all
 }
 
-/// Rows of numbers that differ per image (adaLN shift, scale, gate): image b uses elements
-/// `offset .. offset + D` of row b of `tensor` [B, S].
+/// N numbers for the columns of a row.
 #[derive(Clone, Copy)]
-pub struct PerImage<'a> {
-    /// [B, S], one row per image.
-    pub tensor: &'a Tensor,
-    /// First element of the row that is used.
-    pub offset: usize,
+pub enum Columns<'a> {
+    /// `[N]`, the same for every image.
+    Shared(&'a Tensor),
+    /// [R, N]: image b uses row b, or the row that a [`Select`] names.
+    PerImage(&'a Tensor),
 }
 
-impl PerImage<'_> {
-    fn stride(&self) -> usize {
-        self.tensor.last_dim()
-    }
-
-    /// Bytes of the `dim` elements that each image uses.
-    fn bytes(&self, images: usize, dim: usize) -> usize {
-        images * dim * self.tensor.dtype().size()
-    }
-
-    fn check(&self, dtype: DType, images: usize, dim: usize) -> Result<()> {
-        if self.stride().checked_sub(self.offset).is_none_or(|rest| rest < dim) {
-            return Err(shape_error("per-image rows", self.tensor.shape(), &[images, self.offset.saturating_add(dim)]));
+impl<'a> Columns<'a> {
+    fn tensor(&self) -> &'a Tensor {
+        match self {
+            Self::Shared(t) | Self::PerImage(t) => t,
         }
-        expect("per-image rows", self.tensor, dtype, &[images, self.stride()])
     }
+
+    /// Elements from one row to the next, 0 where there is one row.
+    fn stride(&self) -> usize {
+        match self {
+            Self::Shared(_) => 0,
+            Self::PerImage(t) => t.last_dim(),
+        }
+    }
+
+    /// Bytes that `images` images use.
+    fn bytes(&self, images: usize, n: usize) -> usize {
+        let rows = if self.stride() == 0 { 1 } else { images };
+        rows * n * self.tensor().dtype().size()
+    }
+
+    fn check(&self, what: &str, dtype: DType, select: Option<Select>, images: usize, n: usize) -> Result<()> {
+        match (self, select) {
+            (Self::Shared(t), _) => expect(what, t, dtype, &[n]),
+            (Self::PerImage(t), None) => expect(what, t, dtype, &[images, n]),
+            (Self::PerImage(t), Some(_)) => expect(what, t, dtype, &[t.dim(0), n]),
+        }
+    }
+}
+
+/// Which row of a table of conditions each image takes: row e L + `rows`\[b\], where e is what `counter` holds and L the
+/// number of `conditions` an evaluation. Counter and rows are on the device, so that captured work follows them.
+#[derive(Clone, Copy)]
+pub struct Select<'a> {
+    /// The evaluation at hand, `[1]`.
+    pub counter: &'a Tensor,
+    /// `[B]`, each below `conditions`.
+    pub rows: &'a Tensor,
+    /// L.
+    pub conditions: usize,
+}
+
+impl Select<'_> {
+    fn check(&self, images: usize) -> Result<()> {
+        expect("counter of evaluations", self.counter, DType::U32, &[1])?;
+        expect("rows of conditions", self.rows, DType::U32, &[images])
+    }
+}
+
+/// The rows of conditions of `images` images, on the CPU.
+fn condition_rows(select: Option<Select>, images: usize) -> Result<Vec<usize>> {
+    let Some(select) = select else { return Ok((0..images).collect()) };
+    let first = select.counter.host_u32()?[0] as usize * select.conditions;
+    Ok(select.rows.host_u32()?.iter().map(|&row| first + row as usize).collect())
 }
 
 fn shape_error(what: &str, found: &[usize], expected: &[usize]) -> Error {

@@ -7,17 +7,16 @@ use arclet::device::cuda::Cuda;
 use arclet::device::images::KernelImages;
 use arclet::device::{Device, cpu::dispatch_level};
 use arclet::error::{Error, Result};
-use arclet::ops::PerImage;
 use arclet::ops::attention::{Heads, attention};
-use arclet::ops::embed::condition;
 use arclet::ops::layernorm::{Affine, layernorm};
-use arclet::ops::linear::{Activation, Operands, Residual, linear, workspace_len};
+use arclet::ops::linear::{Norm, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_size};
 use arclet::ops::patch::patchify;
 use arclet::ops::solver::advance;
+use arclet::ops::{Columns, Select};
 use arclet::tensor::{DType, Tensor};
 
 use crate::common::cpu;
-use crate::engines::cuda;
+use crate::engines::{count, cuda};
 
 fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::zeros(device, dtype, shape).unwrap()
@@ -57,20 +56,32 @@ fn operands_of_another_type_are_refused() {
         let (f16, f32) = (DType::F16, DType::F32);
         // Few tiles and a long K, so that a GPU writes partial sums to the workspace.
         let (rows, n, k) = (3, 40, 1096);
-        let len = workspace_len(&device, 1, rows, n, k);
-        let product = |x, weight, bias, gate, workspace| {
+        let space = || Workspace::new(&device, f16, workspace_size(&device, f16, 1, rows, n, k)).unwrap();
+        let product = |x, weight, bias, gate, mut space: Workspace| {
             let (x, weight, bias) = (z(x, &[1, rows, k]), z(weight, &[n, k]), z(bias, &[n]));
-            let (gate, mut y, mut workspace) = (z(gate, &[1, n]), z(f16, &[1, rows, n]), z(workspace, &[len]));
-            let residual = Residual::Gated(PerImage { tensor: &gate, offset: 0 });
-            let operands = Operands { x: &x, weight: &weight, bias: Some(&bias), act: Activation::None, residual };
-            device.run(|| linear(&device, operands, &mut y, &mut workspace))
+            let (gate, mut y) = (z(gate, &[1, n]), z(f16, &[1, rows, n]));
+            let (residual, bias) = (Residual::Gated(Columns::PerImage(&gate)), Some(Columns::Shared(&bias)));
+            let operands = Operands { bias, residual, ..Operands::new(&x, &weight) };
+            device.run(|| linear(&device, operands, &mut y, None, &mut space))
         };
-        product(f16, f16, f16, f16, f32).unwrap();
-        refused(product(f32, f16, f16, f16, f32), &["linear x", "f32", "f16"]);
-        refused(product(f16, f32, f16, f16, f32), &["linear weight"]);
-        refused(product(f16, f16, f32, f16, f32), &["linear bias"]);
-        refused(product(f16, f16, f16, f32, f32), &["per-image rows"]);
-        refused(product(f16, f16, f16, f16, f16), &["linear workspace", "f16", "f32"]);
+        product(f16, f16, f16, f16, space()).unwrap();
+        refused(product(f32, f16, f16, f16, space()), &["linear x", "f32", "f16"]);
+        refused(product(f16, f32, f16, f16, space()), &["linear weight"]);
+        refused(product(f16, f16, f32, f16, space()), &["linear bias"]);
+        refused(product(f16, f16, f16, f32, space()), &["linear gate"]);
+        let none = Workspace::new(&device, f16, WorkspaceSize::default()).unwrap();
+        refused(product(f16, f16, f16, f16, none), &["workspace is too small"]);
+
+        let (x, weight) = (z(f16, &[1, rows, k]), z(f16, &[n, k]));
+        let (short, sums) = (z(f32, &[1, rows, 17, 2]), z(f16, &[n]));
+        let norm = Some(Norm { stats: &short, sums: Columns::Shared(&sums), eps: 1e-6 });
+        let operands = Operands { norm, ..Operands::new(&x, &weight) };
+        let y = &mut z(f16, &[1, rows, n]);
+        refused(linear(&device, operands, y, None, &mut space()), &["stats of x", "17", "18"]);
+        let (counter, picked) = (z(DType::U32, &[1]), z(f32, &[1]));
+        let select = Some(Select { counter: &counter, rows: &picked, conditions: 1 });
+        let operands = Operands { select, ..Operands::new(&x, &weight) };
+        refused(linear(&device, operands, y, None, &mut space()), &["rows of conditions", "f32", "u32"]);
 
         let qkv = z(f16, &[1, 4, 96]);
         let part = |offset| Heads { tensor: &qkv, offset };
@@ -79,8 +90,6 @@ fn operands_of_another_type_are_refused() {
         let affine = Affine::Learned(&weight, &bias);
         refused(layernorm(&device, &z(f16, &[1, 2, 8]), affine, 1e-6, &mut z(f16, &[1, 2, 8])), &["layernorm weight"]);
         refused(patchify(&device, &z(f16, &[1, 1, 4, 4]), 2, &mut z(f16, &[1, 4, 4])), &["patchify image"]);
-        let (counter, rows) = (z(DType::U32, &[1]), z(f32, &[1]));
-        refused(condition(&device, &z(f16, &[2, 8]), 1, &counter, &rows, &mut z(f16, &[1, 8])), &["condition rows"]);
         refused(advance(&device, &mut z(f16, &[1])), &["counter", "f16", "u32"]);
     }
 }
@@ -91,10 +100,8 @@ fn what_the_kernels_cannot_launch_is_refused() {
     let rows = 65_536 * 64;
     let (x, weight) = (zeros(&device, DType::F16, &[1, rows, 1]), zeros(&device, DType::F16, &[1, 1]));
     let mut y = zeros(&device, DType::F16, &[1, rows, 1]);
-    let mut workspace = zeros(&device, DType::F32, &[0]);
-    let residual = Residual::None;
-    let operands = Operands { x: &x, weight: &weight, bias: None, act: Activation::None, residual };
-    let product = linear(&device, operands, &mut y, &mut workspace);
+    let mut space = Workspace::new(&device, DType::F16, WorkspaceSize::default()).unwrap();
+    let product = linear(&device, Operands::new(&x, &weight), &mut y, None, &mut space);
     refused(product, &["linear_fwd_f16", "65536", "65535"]);
 
     for (stride, offset) in [(100, 0), (104, 4)] {
@@ -137,12 +144,8 @@ fn a_recording_is_alone_on_its_gpu() {
         graph.launch().unwrap();
     }
     device.synchronize().unwrap();
-    // The counter picks the row of a table, which tells its value: one advance before the recording, three after it.
-    let table: Vec<f32> = (0..8).map(|v| v as f32).collect();
-    let table = Tensor::from_f32(&device, DType::F32, &[8, 1], &table).unwrap();
-    let (rows, mut y) = (Tensor::from_u32(&device, &[1], &[0]).unwrap(), zeros(&device, DType::F32, &[1, 1]));
-    condition(&device, &table, 1, &counter, &rows, &mut y).unwrap();
-    assert_eq!(y.to_f32(&device).unwrap(), [4.0]);
+    // One advance before the recording, three after it.
+    assert_eq!(count(&device, &counter), 4.0);
     let nested = device.capture(|| device.capture(|| Ok(())).map(drop));
     assert!(nested.is_err(), "a recording inside a recording");
     device.synchronize().unwrap();

@@ -3,7 +3,9 @@
 use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::device::images::KernelImages;
-use arclet::tensor::DType;
+use arclet::ops::linear::{Operands, Workspace, WorkspaceSize, linear};
+use arclet::ops::{Columns, Select};
+use arclet::tensor::{DType, Tensor};
 
 use crate::common::{cpu, relative_error, rms_error};
 
@@ -65,4 +67,17 @@ pub fn check(what: &str, want: &[f64], run: impl Fn(&Device, DType) -> Vec<f32>)
             "{what} on cuda in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}"
         );
     }
+}
+
+/// What a counter of evaluations holds: it picks the bias of a product with zeros.
+pub fn count(device: &Device, counter: &Tensor) -> f32 {
+    let table: Vec<f32> = (0..8).map(|v| v as f32).collect();
+    let table = Tensor::from_f32(device, DType::F32, &[8, 1], &table).unwrap();
+    let rows = Tensor::from_u32(device, &[1], &[0]).unwrap();
+    let [x, weight, mut y] = [0; 3].map(|_| Tensor::zeros(device, DType::F32, &[1, 1]).unwrap());
+    let select = Some(Select { counter, rows: &rows, conditions: 1 });
+    let operands = Operands { bias: Some(Columns::PerImage(&table)), select, ..Operands::new(&x, &weight) };
+    let mut space = Workspace::new(device, DType::F32, WorkspaceSize::default()).unwrap();
+    linear(device, operands, &mut y, None, &mut space).unwrap();
+    y.to_f32(device).unwrap()[0]
 }

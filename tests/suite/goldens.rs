@@ -7,9 +7,12 @@ use arclet::flow::sampler::{MAX_GRAPH_EVALUATIONS, Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::io::Checkpoint;
 use arclet::models::import::Import;
-use arclet::models::vit::{Block, BlockActs, Vit};
-use arclet::models::{Inputs, Model, builtin};
+use arclet::models::vit::Vit;
+use arclet::models::{Conditions, Inputs, Model, Tables, builtin};
+use arclet::nn::block::{Block, BlockActs, BlockConditions};
+use arclet::nn::norm::Layers;
 use arclet::nn::params::Loader;
+use arclet::ops::linear::Workspace;
 use arclet::tensor::{DType, Tensor};
 
 use crate::common::{Golden, cpu, data, relative_error, rms_error};
@@ -33,9 +36,7 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
     let times: Vec<f64> = golden.f32("in.t").iter().map(|&t| t as f64).collect();
     // Image b is evaluation b of a run: its conditions stand in row b of the table, under its own label.
     let conditions = model.conditions(&times, labels).unwrap();
-    let table = conditions.table();
-    let width = table.last_dim();
-    let per_step = table.dim(0) / times.len();
+    let per_step = labels.len().max(1);
     let mut acts = model.acts(1).unwrap();
     let per_image = x.len() / shape[0];
     let mut all: BTreeMap<String, Vec<f32>> = BTreeMap::new();
@@ -51,10 +52,24 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
         };
         device.run(|| model.forward(inputs, &mut acts, &mut tap)).unwrap();
         all.entry("out".into()).or_default().extend(acts.output.to_f32(device).unwrap());
-        let all_rows = table.to_f32(device).unwrap();
-        all.entry("conditions".into()).or_default().extend(&all_rows[(b * per_step + row) * width..][..width]);
+        for (name, table) in tables(&conditions) {
+            let (all_rows, width) = (table.to_f32(device).unwrap(), table.last_dim());
+            all.entry(name).or_default().extend(&all_rows[(b * per_step + row) * width..][..width]);
+        }
     }
     all
+}
+
+/// Conditions that PyTorch has too: time embeddings, or the modulation of block 0, part by part.
+fn tables(conditions: &Conditions) -> Vec<(String, &Tensor)> {
+    match &conditions.tables {
+        Tables::FlowVit(c) => vec![("time".into(), &c.time)],
+        Tables::Dit(c) => {
+            let BlockConditions { attn, attn_gate, mlp, mlp_gate } = &c.blocks[0];
+            let parts = [attn.shift(), attn.scale(), attn_gate, mlp.shift(), mlp.scale(), mlp_gate];
+            parts.into_iter().enumerate().map(|(i, part)| (format!("adaLN.{i}"), part)).collect()
+        }
+    }
 }
 
 /// Compares every tapped activation that the golden file has, and the output.
@@ -67,26 +82,20 @@ fn compare(got: &BTreeMap<String, Vec<f32>>, golden: &Golden, names: &[&str], ou
     }
 }
 
-const FLOW_VIT_ACTS: [&str; 9] = [
-    "act.tokens_plus_pos",
-    "act.block0.norm1",
-    "act.block0.attn.qkv",
-    "act.block0.norm2",
-    "act.block0",
-    "act.block1.norm1",
-    "act.block1.attn.qkv",
-    "act.block1.norm2",
-    "act.block1",
-];
+const FLOW_VIT_ACTS: [&str; 5] =
+    ["act.tokens_plus_pos", "act.block0.attn.qkv", "act.block0", "act.block1.attn.qkv", "act.block1"];
 
 #[test]
 fn flow_vit_matches_pytorch_in_every_activation() {
     let golden = Golden::open("a1_flow_vit/io.safetensors");
     for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)] {
-        let mut got = run_images(&load("a1_flow_vit", &device, dtype), &golden, &[]);
-        let embeddings = got.remove("conditions").unwrap();
-        assert!(relative_error(&embeddings, &golden.f32("act.t_emb")) <= golden.bound("act.t_emb", bound));
-        compare(&got, &golden, &FLOW_VIT_ACTS, "out.v", bound);
+        for layers in [Layers::Fused, Layers::Separate] {
+            let model = Model { layers, ..load("a1_flow_vit", &device, dtype) };
+            let mut got = run_images(&model, &golden, &[]);
+            let embeddings = got.remove("time").unwrap();
+            assert!(relative_error(&embeddings, &golden.f32("act.t_emb")) <= golden.bound("act.t_emb", bound));
+            compare(&got, &golden, &FLOW_VIT_ACTS, "out.v", bound);
+        }
     }
 }
 
@@ -98,15 +107,28 @@ fn dit_matches_pytorch_in_every_activation() {
         let names = ["act.block0", "act.block1", "act.final"];
         for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)]
         {
-            let mut got = run_images(&load(folder, &device, dtype), &golden, &labels);
-            // The modulation of block 0 comes first in a row of conditions.
-            let (want, conditions) = (golden.f32("act.block0.adaLN"), got.remove("conditions").unwrap());
-            let (row, width) = (want.len() / labels.len(), conditions.len() / labels.len());
-            let modulation: Vec<f32> = conditions.chunks(width).flat_map(|c| &c[..row]).copied().collect();
-            assert!(relative_error(&modulation, &want) <= golden.bound("act.block0.adaLN", bound));
-            compare(&got, &golden, &names, output, bound);
+            for layers in [Layers::Fused, Layers::Separate] {
+                let got = run_images(&Model { layers, ..load(folder, &device, dtype) }, &golden, &labels);
+                let error = relative_error(&modulation(&got, labels.len()), &golden.f32("act.block0.adaLN"));
+                assert!(error <= golden.bound("act.block0.adaLN", bound));
+                compare(&got, &golden, &names, output, bound);
+            }
         }
     }
+}
+
+/// The modulation of block 0 as one adaLN layer gives it, image by image and part by part: our scales are the factors
+/// 1 + scale.
+fn modulation(got: &BTreeMap<String, Vec<f32>>, images: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    for b in 0..images {
+        for i in 0..6 {
+            let part = &got[&format!("adaLN.{i}")];
+            let d = part.len() / images;
+            all.extend(part[b * d..][..d].iter().map(|v| if i % 3 == 1 { v - 1.0 } else { *v }));
+        }
+    }
+    all
 }
 
 #[test]
@@ -354,12 +376,12 @@ fn full_size_block_on_the_gpu() {
     let x: Vec<f32> = builtin::hash_uniform("block.x", shape.iter().product()).map(|s| s as f32).collect();
     let run = |device: &Device, dtype: DType| {
         let loader = Loader::new(&source, device, dtype).at("pretrained_vit.blocks.5");
-        let block = Block::load(config, &loader).unwrap();
-        let mut acts = BlockActs::new(config, device, dtype, 1, config.tokens()).unwrap();
-        let len = block.workspace_len(device, 1, config.tokens());
-        let mut workspace = Tensor::zeros(device, image_dtype(dtype), &[len]).unwrap();
+        let block = Block::load(config.block(), &loader).unwrap();
+        // Nobody leaves statistics of this block's input.
+        let mut acts = BlockActs::new(config.block(), Layers::Separate, device, dtype, 1, config.tokens()).unwrap();
+        let mut workspace = Workspace::new(device, dtype, block.workspace_size(device, 1, config.tokens())).unwrap();
         let mut x = Tensor::from_f32(device, dtype, &shape, &x).unwrap();
-        device.run(|| block.forward(device, "", &mut x, &mut acts, &mut workspace, &mut |_, _| {})).unwrap();
+        device.run(|| block.forward(device, "", &mut x, None, &mut acts, &mut workspace, &mut |_, _| {})).unwrap();
         x.to_f32(device).unwrap()
     };
     let want = run(&cpu(), DType::F64);

@@ -1,14 +1,17 @@
 //! Every operation against a plain f64 loop written here, on every device, in every type, schedule and mode.
 
 use arclet::device::Device;
-use arclet::ops::PerImage;
 use arclet::ops::attention::{Heads, attention};
-use arclet::ops::embed::{add_rows, condition, label_embedding, prepend_token, take_token};
+use arclet::ops::embed::{label_embedding, prepend_token, take_token};
 use arclet::ops::layernorm::{Affine, layernorm};
-use arclet::ops::linear::{Activation, Operands, Residual, linear, workspace_len};
+use arclet::ops::linear::{
+    Activation, ForNorm, Norm, Operands, Plan, Residual, STATS_CHUNK, TILES, Workspace, linear, linear_by,
+    workspace_size,
+};
 use arclet::ops::noise::normal;
 use arclet::ops::patch::{patchify, unpatchify};
 use arclet::ops::solver::*;
+use arclet::ops::{Columns, Select};
 use arclet::rng;
 use arclet::tensor::{DType, Tensor};
 
@@ -51,6 +54,10 @@ fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
+fn workspace(device: &Device, dtype: DType, [images, rows, n, k]: [usize; 4]) -> Workspace {
+    Workspace::new(device, dtype, workspace_size(device, dtype, images, rows, n, k)).unwrap()
+}
+
 struct LinearCase {
     images: usize,
     rows: usize,
@@ -67,7 +74,7 @@ fn linear_case(c: LinearCase) {
     let what = format!("linear {images}x{rows}x{n}x{k} {act:?} {residual}");
     let (x, w) = (values(m * k, 1, 1.0), values(n * k, 2, (3.0 / k as f64).sqrt()));
     let (b, y0) = (values(n, 3, 0.5), values(m * n, 4, 1.0));
-    let (positions, gate) = (values(rows * n, 5, 1.0), values(images * 3 * n, 6, 1.0));
+    let (positions, gate) = (values(rows * n, 5, 1.0), values(images * n, 6, 1.0));
     let mut want = vec![0.0; m * n];
     for row in 0..m {
         for col in 0..n {
@@ -84,7 +91,7 @@ fn linear_case(c: LinearCase) {
                 "none" => v,
                 "in place" => before + v,
                 "rows" => positions[row % rows * n + col] as f64 + v,
-                "gated" => before + gate[(row / rows) * 3 * n + n + col] as f64 * v,
+                "gated" => before + gate[row / rows * n + col] as f64 * v,
                 other => panic!("{other}"),
             };
         }
@@ -92,19 +99,18 @@ fn linear_case(c: LinearCase) {
     check(&what, &want, |device, dtype| {
         let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
         let (x, w, b) = (t(&[images, rows, k], &x), t(&[n, k], &w), t(&[n], &b));
-        let (positions, gate) = (t(&[rows, n], &positions), t(&[images, 3 * n], &gate));
+        let (positions, gate) = (t(&[rows, n], &positions), t(&[images, n], &gate));
         let mut y = t(&[images, rows, n], &y0);
-        let len = workspace_len(device, images, rows, n, k);
-        let mut workspace = Tensor::zeros(device, wide(dtype), &[len]).unwrap();
+        let mut workspace = workspace(device, dtype, [images, rows, n, k]);
         let residual = match residual {
             "none" => Residual::None,
             "in place" => Residual::InPlace,
             "rows" => Residual::Rows(&positions),
-            _ => Residual::Gated(PerImage { tensor: &gate, offset: n }),
+            _ => Residual::Gated(Columns::PerImage(&gate)),
         };
-        let bias = bias.then_some(&b);
-        let operands = Operands { x: &x, weight: &w, bias, act, residual };
-        device.run(|| linear(device, operands, &mut y, &mut workspace)).unwrap();
+        let bias = bias.then_some(Columns::Shared(&b));
+        let operands = Operands { bias, act, residual, ..Operands::new(&x, &w) };
+        device.run(|| linear(device, operands, &mut y, None, &mut workspace)).unwrap();
         y.to_f32(device).unwrap()
     });
 }
@@ -154,24 +160,135 @@ fn linear_splits_k() {
     }
 }
 
+/// A layer norm folded into the product behind it, from the statistics of x to those of y, with and without numbers per
+/// condition: against the norm, the product and the residual one after the other.
+fn normed_linear_case(images: usize, rows: usize, d: usize, n: usize, conditions: Option<usize>) {
+    let (m, eps) = (images * rows, 1e-5);
+    let what = format!("layer norm and linear {images}x{rows}x{d} to {n}, conditions {conditions:?}");
+    // x = before + first layer, as residual streams have it: a large mean beside a small spread.
+    let before: Vec<f32> = values(m * d, 1, 1.0).iter().map(|v| v + 2.0).collect();
+    let (h, w1) = (values(m * 8, 2, 1.0), values(d * 8, 3, 0.3));
+    let w2 = values(n * d, 4, (3.0 / d as f64).sqrt());
+    // Two evaluations of `table` conditions; the second is at hand.
+    let table = conditions.unwrap_or(1);
+    let picked: Vec<u32> = (0..images).map(|b| (b * 2 % table) as u32).collect();
+    let vectors =
+        |seed, len: usize, at: f32| -> Vec<f32> { values(2 * table * len, seed, 0.5).iter().map(|v| v + at).collect() };
+    let (scale, bias, gate) = (vectors(5, d, 1.0), vectors(6, n, 0.0), vectors(7, d, 1.0));
+    let row_of = |b: usize| if conditions.is_some() { table + picked[b] as usize } else { 0 };
+    let (mut want, mut want_x) = (vec![0.0; m * n], vec![0.0; m * d]);
+    for row in 0..m {
+        let c = row_of(row / rows);
+        let dot = |col: usize| (0..8).map(|i| h[row * 8 + i] as f64 * w1[col * 8 + i] as f64).sum::<f64>();
+        let x: Vec<f64> = (0..d).map(|i| before[row * d + i] as f64 + gate[c * d + i] as f64 * dot(i)).collect();
+        let mean = x.iter().sum::<f64>() / d as f64;
+        let var = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d as f64;
+        let normed = |i: usize| (x[i] - mean) / (var + eps).sqrt() * scale[c * d + i] as f64;
+        for col in 0..n {
+            let dot: f64 = (0..d).map(|i| normed(i) * w2[col * d + i] as f64).sum();
+            want[row * n + col] = gelu(dot + bias[c * n + col] as f64);
+        }
+        want_x[row * d..][..d].copy_from_slice(&x);
+    }
+    // The sums over k of scale . weight, in f64 as a model that folds a learned norm has them.
+    let sums: Vec<f32> = (0..2 * table * n)
+        .map(|i| (0..d).map(|e| scale[i / n * d + e] as f64 * w2[i % n * d + e] as f64).sum::<f64>() as f32)
+        .collect();
+    let run = |device: &Device, dtype: DType, give_x: bool| {
+        let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
+        let (h, w1, w2) = (t(&[images, rows, 8], &h), t(&[d, 8], &w1), t(&[n, d], &w2));
+        let (scale, bias) = (t(&[2 * table, d], &scale), t(&[2 * table, n], &bias));
+        let (gate, sums) = (t(&[2 * table, d], &gate), t(&[2 * table, n], &sums));
+        let (counter, picked) = (
+            Tensor::from_u32(device, &[1], &[u32::from(conditions.is_some())]).unwrap(),
+            Tensor::from_u32(device, &[images], &picked).unwrap(),
+        );
+        // Without conditions all images take the first row of each table.
+        let select = Some(Select { counter: &counter, rows: &picked, conditions: table });
+        let mut x = t(&[images, rows, d], &before);
+        let mut z = Tensor::zeros(device, dtype, &[images, rows, d]).unwrap();
+        let mut stats = Tensor::zeros(device, wide(dtype), &[images, rows, d.div_ceil(STATS_CHUNK), 2]).unwrap();
+        let mut y = Tensor::zeros(device, dtype, &[images, rows, n]).unwrap();
+        let residual = Residual::Gated(Columns::PerImage(&gate));
+        let first = Operands { residual, select, ..Operands::new(&h, &w1) };
+        let next = ForNorm { stats: &mut stats, scaled: Some((Columns::PerImage(&scale), &mut z)) };
+        let mut space = workspace(device, dtype, [images, rows, d, 8]);
+        device.run(|| linear(device, first, &mut x, Some(next), &mut space)).unwrap();
+        let norm = Some(Norm { stats: &stats, sums: Columns::PerImage(&sums), eps });
+        let bias = Some(Columns::PerImage(&bias));
+        let second = Operands { norm, bias, act: Activation::Gelu, select, ..Operands::new(&z, &w2) };
+        let mut space = workspace(device, dtype, [images, rows, n, d]);
+        device.run(|| linear(device, second, &mut y, None, &mut space)).unwrap();
+        if give_x { x.to_f32(device).unwrap() } else { y.to_f32(device).unwrap() }
+    };
+    check(&what, &want, |device, dtype| run(device, dtype, false));
+    check(&format!("{what}: x"), &want_x, |device, dtype| run(device, dtype, true));
+}
+
+#[test]
+fn linear_with_a_norm_in_front() {
+    for (images, rows, d, n, conditions) in
+        [(2, 20, 64, 72, None), (3, 5, 200, 40, Some(2)), (2, 33, 768, 130, Some(3)), (1, 70, 65, 31, Some(1))]
+    {
+        normed_linear_case(images, rows, d, n, conditions);
+    }
+}
+
+/// Every tile there is, with chunks of k spread over blocks and in one block: the bits are those of the smallest tile.
+#[test]
+fn linear_tiles_and_plans_agree_in_every_bit() {
+    let device = cuda();
+    let (images, rows, n, k) = (3, 67, 200, 416);
+    let m = images * rows;
+    let (x, w, y0) = (values(m * k, 1, 1.0), values(n * k, 2, 0.1), values(m * n, 3, 1.0));
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for splits in [1, 3] {
+            let mut first: Option<Vec<f32>> = None;
+            let tiles = if dtype == DType::F32 { &TILES[..1] } else { &TILES };
+            for (&tile, spread) in tiles.iter().flat_map(|t| [(t, false), (t, true)]) {
+                let plan = Plan::new(tile, k, splits, spread);
+                let what = format!("linear {dtype} by {plan:?}");
+                let got = every_mode(&what, || {
+                    let t = |shape: &[usize], v: &[f32]| tensor(&device, dtype, shape, v);
+                    let (x, w, mut y) = (t(&[images, rows, k], &x), t(&[n, k], &w), t(&[images, rows, n], &y0));
+                    let shape = [images, rows, n.div_ceil(STATS_CHUNK), 2];
+                    let mut stats = Tensor::zeros(&device, DType::F32, &shape).unwrap();
+                    let mut space = Workspace::new(&device, dtype, plan.workspace(m, n)).unwrap();
+                    let operands = Operands { residual: Residual::InPlace, ..Operands::new(&x, &w) };
+                    // Twice, so that the second launch finds the counters as the first one left them.
+                    for _ in 0..2 {
+                        let next = ForNorm { stats: &mut stats, scaled: None };
+                        linear_by(&device, plan, operands, &mut y, Some(next), &mut space).unwrap();
+                    }
+                    [y.to_f32(&device).unwrap(), stats.to_f32(&device).unwrap()].concat()
+                });
+                match &first {
+                    Some(first) => assert!(first == &got, "{what}: other bits than in the smallest tile"),
+                    None => first = Some(got),
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn linear_rows_do_not_depend_on_the_batch() {
     let (rows, n, k) = (33, 72, 1096);
-    let (x, w) = (values(5 * rows * k, 1, 1.0), values(n * k, 2, 0.05));
+    let (x, w) = (values(12 * rows * k, 1, 1.0), values(n * k, 2, 0.05));
     for device in [cpu(), cuda()] {
         for dtype in [DType::F32, DType::F16] {
             let run = |images: usize| {
                 let x = tensor(&device, dtype, &[images, rows, k], &x[..images * rows * k]);
                 let w = tensor(&device, dtype, &[n, k], &w);
                 let mut y = Tensor::zeros(&device, dtype, &[images, rows, n]).unwrap();
-                let len = workspace_len(&device, images, rows, n, k);
-                let mut workspace = Tensor::zeros(&device, DType::F32, &[len]).unwrap();
-                let act = Activation::None;
-                let operands = Operands { x: &x, weight: &w, bias: None, act, residual: Residual::None };
-                device.run(|| linear(&device, operands, &mut y, &mut workspace)).unwrap();
+                let mut space = workspace(&device, dtype, [images, rows, n, k]);
+                device.run(|| linear(&device, Operands::new(&x, &w), &mut y, None, &mut space)).unwrap();
                 y.to_f32(&device).unwrap()
             };
-            assert_eq!(run(1), run(5)[..rows * n], "{} {dtype}", device.name());
+            let alone = run(1);
+            for images in [5, 12] {
+                assert_eq!(alone, run(images)[..rows * n], "{} {dtype} of {images}", device.name());
+            }
         }
     }
 }
@@ -262,7 +379,7 @@ fn layernorm_affine_and_modulated() {
         // A large mean beside a small spread, as residual streams have it.
         let x: Vec<f32> = values(rows * dim, 1, 2.0).iter().map(|v| v + 3.0).collect();
         let (weight, bias) = (values(dim, 2, 1.0), values(dim, 3, 1.0));
-        let modulation = values(images * 6 * dim, 4, 1.0);
+        let (shift, scale) = (values(images * dim, 4, 1.0), values(images * dim, 5, 1.0));
         let normed = |i: usize| {
             let row = &x[i / dim * dim..][..dim];
             let mean = row.iter().map(|&v| v as f64).sum::<f64>() / dim as f64;
@@ -271,19 +388,24 @@ fn layernorm_affine_and_modulated() {
         };
         let learned: Vec<f64> =
             (0..rows * dim).map(|i| normed(i) * weight[i % dim] as f64 + bias[i % dim] as f64).collect();
-        let per_image = |i: usize, part: usize| modulation[i / dim / tokens * 6 * dim + part * dim + i % dim] as f64;
+        let plain: Vec<f64> = (0..rows * dim).map(normed).collect();
+        let at = |i: usize| i / dim / tokens * dim + i % dim;
         let modulated: Vec<f64> =
-            (0..rows * dim).map(|i| normed(i) * (1.0 + per_image(i, 4)) + per_image(i, 3)).collect();
+            (0..rows * dim).map(|i| normed(i) * scale[at(i)] as f64 + shift[at(i)] as f64).collect();
         // A row of one number is its own mean, whatever its rounding: nothing but the bias is left.
-        for (kind, want) in [("learned", &learned), ("modulated", &modulated)] {
+        for (kind, want) in [("plain", &plain), ("learned", &learned), ("modulated", &modulated)] {
+            if dim == 1 && kind == "plain" {
+                continue;
+            }
             check(&format!("layernorm {kind} {images}x{tokens}x{dim}"), want, |device, dtype| {
                 let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
                 let (x, weight, bias) = (t(&[images, tokens, dim], &x), t(&[dim], &weight), t(&[dim], &bias));
-                let modulation = t(&[images, 6 * dim], &modulation);
-                let part = |i: usize| PerImage { tensor: &modulation, offset: i * dim };
+                let (shift, scale) = (t(&[images, dim], &shift), t(&[images, dim], &scale));
+                let (shift, scale) = (Columns::PerImage(&shift), Columns::PerImage(&scale));
                 let affine = match kind {
+                    "plain" => Affine::None,
                     "learned" => Affine::Learned(&weight, &bias),
-                    _ => Affine::Modulated { shift: part(3), scale: part(4) },
+                    _ => Affine::Modulated { shift, scale, select: None },
                 };
                 let mut y = Tensor::zeros(device, dtype, x.shape()).unwrap();
                 device.run(|| layernorm(device, &x, affine, 1e-6, &mut y)).unwrap();
@@ -339,19 +461,7 @@ fn embeddings_and_token_rows() {
     for (batch, tokens, dim) in [(3, 4, 64), (1, 1, 5), (2, 7, 192)] {
         let (table, labels) = (values(4 * dim, 1, 1.0), [2u32, 0, 3]);
         let (time, x) = (values(batch * dim, 2, 2.0), values(batch * tokens * dim, 3, 1.0));
-        let (v, first) = (values(batch * dim, 4, 1.0), values(dim, 5, 1.0));
-        // Two rows an evaluation: the third evaluation has rows 4 and 5 of the table.
-        let (conditions, rows) = (values(6 * dim, 6, 1.0), [1u32, 0, 1]);
-        let want: Vec<f64> =
-            (0..batch * dim).map(|i| conditions[(4 + rows[i / dim] as usize) * dim + i % dim] as f64).collect();
-        check("condition", &want, |device, dtype| {
-            let table = tensor(device, dtype, &[6, dim], &conditions);
-            let counter = Tensor::from_u32(device, &[1], &[2]).unwrap();
-            let rows = Tensor::from_u32(device, &[batch], &rows[..batch]).unwrap();
-            let mut y = Tensor::zeros(device, dtype, &[batch, dim]).unwrap();
-            condition(device, &table, 2, &counter, &rows, &mut y).unwrap();
-            y.to_f32(device).unwrap()
-        });
+        let first = values(dim, 5, 1.0);
         let row = |i: usize| {
             let label = labels[i / dim % labels.len()] as usize;
             time[i / dim / labels.len() * dim + i % dim] as f64 + table[label * dim + i % dim] as f64
@@ -364,14 +474,6 @@ fn embeddings_and_token_rows() {
             let mut c = Tensor::zeros(device, dtype, &[batch * labels.len(), dim]).unwrap();
             label_embedding(device, &time, &table, &indices, &mut c).unwrap();
             c.to_f32(device).unwrap()
-        });
-        let at = |i: usize| v[i / dim / tokens * dim + i % dim] as f64;
-        let want: Vec<f64> = (0..x.len()).map(|i| x[i] as f64 + at(i)).collect();
-        check("add rows", &want, |device, dtype| {
-            let mut x = tensor(device, dtype, &[batch, tokens, dim], &x);
-            let v = tensor(device, dtype, &[batch, dim], &v);
-            add_rows(device, &mut x, &v).unwrap();
-            x.to_f32(device).unwrap()
         });
         let image = tokens * dim;
         let want: Vec<f64> = (0..batch).flat_map(|b| [f64s(&first), f64s(&x[b * image..][..image])].concat()).collect();

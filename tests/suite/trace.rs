@@ -4,28 +4,19 @@ use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::device::trace::Work;
 use arclet::error::Error;
-use arclet::ops::embed::condition;
-use arclet::ops::linear::{Activation, Operands, Residual, linear, workspace_dtype, workspace_len};
+use arclet::ops::Columns;
+use arclet::ops::embed::take_token;
+use arclet::ops::linear::{Activation, Operands, Residual, Workspace, linear, workspace_size};
 use arclet::ops::solver::advance;
 use arclet::tensor::{DType, Tensor};
 
-use crate::engines;
+use crate::engines::{self, count};
 
 fn cuda() -> Cuda {
     match engines::cuda() {
         Device::Cuda(cuda) => cuda,
         Device::Cpu(_) => panic!("the engine of the tests is a GPU"),
     }
-}
-
-/// What a counter holds, which cannot be read but picks the row of a table.
-fn count(device: &Device, counter: &Tensor) -> f32 {
-    let table: Vec<f32> = (0..8).map(|v| v as f32).collect();
-    let table = Tensor::from_f32(device, DType::F32, &[8, 1], &table).unwrap();
-    let rows = Tensor::from_u32(device, &[1], &[0]).unwrap();
-    let mut y = Tensor::zeros(device, DType::F32, &[1, 1]).unwrap();
-    condition(device, &table, 1, counter, &rows, &mut y).unwrap();
-    y.to_f32(device).unwrap()[0]
 }
 
 #[test]
@@ -35,18 +26,17 @@ fn a_trace_is_what_ran_in_order_and_runs_again() {
     let (m, n, k) = (3, 64, 32);
     let f16 = |shape: &[usize]| Tensor::zeros(&device, DType::F16, shape).unwrap();
     let (x, weight, bias, mut y) = (f16(&[1, m, k]), f16(&[n, k]), f16(&[n]), f16(&[1, m, n]));
-    let len = workspace_len(&device, 1, m, n, k);
-    let mut workspace = Tensor::zeros(&device, workspace_dtype(DType::F16), &[len]).unwrap();
+    let mut space = Workspace::new(&device, DType::F16, workspace_size(&device, DType::F16, 1, m, n, k)).unwrap();
     let mut counter = Tensor::from_u32(&device, &[1], &[0]).unwrap();
     let phases = cuda.trace(|| {
         advance(&device, &mut counter)?;
-        let (act, residual) = (Activation::Gelu, Residual::InPlace);
-        linear(&device, Operands { x: &x, weight: &weight, bias: Some(&bias), act, residual }, &mut y, &mut workspace)?;
+        let (bias, act, residual) = (Some(Columns::Shared(&bias)), Activation::Gelu, Residual::InPlace);
+        linear(&device, Operands { bias, act, residual, ..Operands::new(&x, &weight) }, &mut y, None, &mut space)?;
         advance(&device, &mut counter)
     });
     let phases = phases.unwrap();
     let kernels: Vec<&str> = phases.iter().map(|p| p.kernel.as_str()).collect();
-    assert_eq!(kernels, ["counter_advance", "linear_fwd_f16", "counter_advance"]);
+    assert_eq!(kernels, ["counter_advance", "linear_fwd_f16_64x64", "counter_advance"]);
     assert_eq!(
         (phases[0].work, phases[0].grid, phases[0].threads),
         (Work { flops: 0, bytes: 8, weights: 0 }, [1, 1, 1], 1)
@@ -79,10 +69,9 @@ fn a_dry_gpu_notes_launches_and_runs_none() {
     arclet_emu::load();
     let cuda = Cuda::dry(0).unwrap();
     let device = Device::Cuda(cuda.clone());
-    let mut y = Tensor::from_f32(&device, DType::F32, &[1, 1], &[7.0]).unwrap();
-    let table = Tensor::from_f32(&device, DType::F32, &[1, 1], &[3.0]).unwrap();
-    let zero = Tensor::from_u32(&device, &[1], &[0]).unwrap();
-    let phases = cuda.trace(|| condition(&device, &table, 1, &zero, &zero, &mut y)).unwrap();
-    assert_eq!(phases.iter().map(|p| p.kernel.as_str()).collect::<Vec<_>>(), ["condition_fwd_f32"]);
-    assert_eq!(y.to_f32(&device).unwrap(), [7.0]);
+    let x = Tensor::from_f32(&device, DType::F32, &[1, 1, 1], &[7.0]).unwrap();
+    let mut y = Tensor::from_f32(&device, DType::F32, &[1, 1], &[3.0]).unwrap();
+    let phases = cuda.trace(|| take_token(&device, &x, &mut y)).unwrap();
+    assert_eq!(phases.iter().map(|p| p.kernel.as_str()).collect::<Vec<_>>(), ["take_token_fwd_f32"]);
+    assert_eq!(y.to_f32(&device).unwrap(), [3.0]);
 }
