@@ -58,6 +58,7 @@ const std::map<std::string, Kernel>& kernels();
 
 struct Device {  // as the environment describes it, read by cuInit
   int cc = 80;   // compute capability, 10 * major + minor
+  int multiprocessors = 108;
   bool present = true;
   int version = 13000;
 };

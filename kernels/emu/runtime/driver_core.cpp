@@ -164,6 +164,7 @@ API cuInit(unsigned flags) {
   static std::once_flag once;
   std::call_once(once, [] {
     device().cc = (int)number_from("ARCLET_EMU_CC", 80);
+    device().multiprocessors = (int)number_from("ARCLET_EMU_MULTIPROCESSORS", device().cc >= 90 ? 132 : 108);
     if (const char* fault = getenv("ARCLET_EMU_FAULT")) {
       if (!strcmp(fault, "no-device")) device().present = false;
       else if (!strcmp(fault, "old-driver")) device().version = 11040;
@@ -245,7 +246,7 @@ API cuDeviceGetAttribute(int* v, int attribute, int d) {
     case 12:
     case 82: *v = 65536; break;                          // registers per block, per multiprocessor
     case 13: *v = 1410000; break;                        // clock, kHz
-    case 16: *v = device().cc >= 90 ? 132 : 108; break;  // multiprocessors
+    case 16: *v = device().multiprocessors; break;
     case 19:
     case 31:
     case 41:

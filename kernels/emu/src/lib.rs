@@ -20,6 +20,7 @@
 //! |---|---|
 //! | `ARCLET_TEST_DRIVER=real` | tests use the machine's driver |
 //! | `ARCLET_EMU_CC=80` | compute capability the device reports (default 80) |
+//! | `ARCLET_EMU_MULTIPROCESSORS=n` | multiprocessors the device reports (default 108, and 132 from capability 9.0) |
 //! | `ARCLET_EMU_FAULT=no-device`, `old-driver` or `oom=<bytes>` | read by `cuInit`: no device, a driver of CUDA 11.4, this much device memory |
 //! | `ARCLET_EMU_SCHEDULE=forward`, `reverse` or a number from 2 | schedule of threads that set none; the number seeds a shuffle |
 //! | `ARCLET_EMU_CHECK=1` | checker on in threads that do not set it |

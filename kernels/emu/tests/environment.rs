@@ -55,11 +55,13 @@ fn little_memory() {
 
 #[test]
 fn manifests_for_hopper() {
-    if ran_in_child("manifests_for_hopper", &[("ARCLET_EMU_CC", "90")]) {
+    if ran_in_child("manifests_for_hopper", &[("ARCLET_EMU_CC", "90"), ("ARCLET_EMU_MULTIPROCESSORS", "114")]) {
         return;
     }
     let gpu = Gpu::new();
     assert_eq!(gpu.ctx.compute_capability().unwrap(), (9, 0));
+    let count = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+    assert_eq!(gpu.ctx.attribute(count).unwrap(), 114);
     for (arch, runs) in
         [("80", true), ("86", true), ("90", true), ("90a", true), ("100", false), ("100a", false), ("80a", false)]
     {

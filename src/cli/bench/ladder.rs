@@ -1,6 +1,7 @@
 //! What each technique is worth: the same images with one technique after another switched on.
 
 use arclet::error::Result;
+use arclet::nn::norm::Layers;
 use arclet::tensor::DType;
 
 use super::measure::{Plan, Subject};
@@ -14,15 +15,18 @@ struct Rung {
     name: &'static str,
     /// Type of weights and activations.
     dtype: DType,
+    /// How layer norms are computed.
+    layers: Layers,
     /// The whole loop is one graph; without it the host launches each kernel.
     graph: bool,
 }
 
 /// From the plainest way to run a model to the one that is used, one technique at a time.
-const RUNGS: [Rung; 3] = [
-    Rung { name: "f32, launch by launch", dtype: DType::F32, graph: false },
-    Rung { name: "f16", dtype: DType::F16, graph: false },
-    Rung { name: "one graph", dtype: DType::F16, graph: true },
+const RUNGS: [Rung; 4] = [
+    Rung { name: "f32, launch by launch", dtype: DType::F32, layers: Layers::Separate, graph: false },
+    Rung { name: "f16", dtype: DType::F16, layers: Layers::Separate, graph: false },
+    Rung { name: "fused layers", dtype: DType::F16, layers: Layers::Fused, graph: false },
+    Rung { name: "one graph", dtype: DType::F16, layers: Layers::Fused, graph: true },
 ];
 
 impl Session<'_> {
@@ -33,6 +37,7 @@ impl Session<'_> {
         let mut before: Option<f64> = None;
         for rung in RUNGS {
             let mut loaded = self.load(rung.dtype)?;
+            loaded.model.layers = rung.layers;
             loaded.reference = self.reference(rung.dtype, &self.schedule, guidance)?;
             let gate = loaded.check(batch)?;
             let state = system::gpu_state(self.device);

@@ -62,8 +62,8 @@ fn check_row(row: &Value) {
 /// One technique more in each row, and what it gained.
 fn check_ladder(rows: &[Value]) {
     assert!(rows.iter().all(|r| r["measure"] == "ladder"), "{rows:?}");
-    assert_eq!(column(rows, "dtype"), ["f32", "f16", "f16"]);
-    let names = ["f32, launch by launch", "f16", "one graph"];
+    assert_eq!(column(rows, "dtype"), ["f32", "f16", "f16", "f16"]);
+    let names = ["f32, launch by launch", "f16", "fused layers", "one graph"];
     for (row, name) in rows.iter().zip(names) {
         assert!(row["name"].as_str().is_some_and(|n| n.ends_with(name)), "{row}");
     }

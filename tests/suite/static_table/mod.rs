@@ -11,11 +11,11 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use arclet::device::gpus;
+use arclet::device::gpus::{self, Gpu};
 use serde_json::Value;
 
 use crate::common::root;
-use occupancy::{ARCHITECTURES, Limits};
+use occupancy::ARCHITECTURES;
 
 /// What is drawn: a name, and what `arclet bench` is asked for.
 const WORKLOADS: [(&str, &str); 3] = [
@@ -23,7 +23,7 @@ const WORKLOADS: [(&str, &str); 3] = [
     ("vit-b16 x2", "--model vit-b16 --batch 2"),
     ("nanodit guided", "--model nanodit --guidance-scale 3"),
 ];
-const COLUMNS: &str = "workload\tarch\tcount\tkernel\tgrid\tthreads\tregisters\tshared\tblocks_per_sm\tlimit\twaves\tflops\tbytes\tweights";
+const COLUMNS: &str = "workload\tgpu\tcount\tkernel\tgrid\tthreads\tregisters\tshared\tblocks_per_sm\tlimit\twaves\tflops\tbytes\tweights";
 /// Stands for the kernel in the row of sums.
 const ALL: &str = "all";
 
@@ -31,7 +31,7 @@ const ALL: &str = "all";
 #[derive(Clone, Debug, PartialEq)]
 struct Line {
     workload: String,
-    arch: String,
+    gpu: String,
     count: u64,
     kernel: String,
     grid: [u64; 3],
@@ -49,21 +49,22 @@ struct Line {
 impl Line {
     /// Blocks that a multiprocessor holds, and what limits them; blocks over those that the whole GPU holds.
     fn occupancy(&self) -> (u32, &'static str, f64) {
-        let limits = ARCHITECTURES.iter().find(|l| l.arch == self.arch).expect("architecture");
+        let gpu = known(&self.gpu);
+        let limits = ARCHITECTURES.iter().find(|l| l.arch == gpu.arch).expect("architecture");
         let (resident, limit) = limits.resident(self.threads, self.registers, self.shared);
         let blocks = self.grid.iter().product::<u64>() as f64;
-        (resident, limit, blocks / f64::from(resident * typical(limits).multiprocessors))
+        (resident, limit, blocks / f64::from(resident * gpu.multiprocessors))
     }
 
     fn text(&self) -> String {
-        let Self { workload, arch, count, kernel, grid: [x, y, z], threads, registers, shared, .. } = self;
+        let Self { workload, gpu, count, kernel, grid: [x, y, z], threads, registers, shared, .. } = self;
         let work = format!("{}\t{}\t{}", self.flops, self.bytes, self.weights);
         if kernel == ALL {
-            return format!("{workload}\t{arch}\t{count}\t{kernel}\t\t\t\t\t\t\t\t{work}");
+            return format!("{workload}\t{gpu}\t{count}\t{kernel}\t\t\t\t\t\t\t\t{work}");
         }
         let (resident, limit, waves) = self.occupancy();
         format!(
-            "{workload}\t{arch}\t{count}\t{kernel}\t{x}x{y}x{z}\t{threads}\t{registers}\t{shared}\t{resident}\t{limit}\t\
+            "{workload}\t{gpu}\t{count}\t{kernel}\t{x}x{y}x{z}\t{threads}\t{registers}\t{shared}\t{resident}\t{limit}\t\
              {waves:.2}\t{work}"
         )
     }
@@ -74,7 +75,7 @@ impl Line {
         let mut grid = cells[4].split('x').map(|n| n.parse().unwrap_or(0));
         Self {
             workload: cells[0].into(),
-            arch: cells[1].into(),
+            gpu: cells[1].into(),
             count: number(2),
             kernel: cells[3].into(),
             grid: [(); 3].map(|()| grid.next().unwrap_or(0)),
@@ -88,10 +89,14 @@ impl Line {
     }
 }
 
-/// The GPU whose multiprocessors are counted for an architecture: the largest data-centre part of it.
-fn typical(limits: &Limits) -> &'static gpus::Gpu {
-    let mut of_arch = gpus::KNOWN.iter().filter(|g| g.arch == limits.arch && !g.name.starts_with("RTX"));
-    of_arch.next().expect("a GPU of every architecture")
+fn known(name: &str) -> &'static Gpu {
+    gpus::KNOWN.iter().find(|g| g.name == name).expect("a known GPU")
+}
+
+/// The GPU of the table that launches the same as `gpu`: the first with as many multiprocessors of its kind.
+fn twin(gpu: &Gpu) -> &'static Gpu {
+    let same = |g: &&Gpu| (g.arch, g.multiprocessors) == (gpu.arch, gpu.multiprocessors);
+    gpus::KNOWN.iter().find(same).expect("itself")
 }
 
 fn read(path: &Path) -> String {
@@ -107,30 +112,31 @@ fn resources(table: &str, kernel: &str, arch: &str) -> (u32, u32) {
     (row[3].parse().expect("registers"), row[7].parse().expect("shared memory"))
 }
 
-/// What one evaluation launches on `arch`: the program on an emulated GPU of it, which runs nothing.
-fn launches(flags: &str, arch: &str) -> Vec<Value> {
-    let capability = arch.trim_start_matches("sm_").trim_end_matches('a');
+/// What one evaluation launches on `gpu`: the program on an emulated GPU of its kind, which runs nothing.
+fn launches(flags: &str, gpu: &Gpu) -> Vec<Value> {
+    let capability = gpu.arch.trim_start_matches("sm_").trim_end_matches('a');
     let output = Command::new(env!("CARGO_BIN_EXE_arclet"))
         .args(["bench", "--launches", "--dtype", "f16"])
         .args(flags.split_whitespace())
         .envs(arclet_emu::env_for_child())
         .env("ARCLET_EMU_CC", capability)
+        .env("ARCLET_EMU_MULTIPROCESSORS", gpu.multiprocessors.to_string())
         .output()
         .expect("the program starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("a list of launches")
 }
 
-/// The rows of one workload on one architecture, the sum last.
-fn lines(workload: &str, flags: &str, arch: &str, table: &str) -> Vec<Line> {
+/// The rows of one workload on one GPU, the sum last.
+fn lines(workload: &str, flags: &str, gpu: &Gpu, table: &str) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
-    for launch in launches(flags, arch) {
+    for launch in launches(flags, gpu) {
         let number = |v: &Value| v.as_u64().expect("a number");
         let kernel = launch["kernel"].as_str().expect("a kernel");
-        let (registers, shared) = resources(table, kernel, arch);
+        let (registers, shared) = resources(table, kernel, gpu.arch);
         let line = Line {
             workload: workload.into(),
-            arch: arch.into(),
+            gpu: gpu.name.into(),
             count: 1,
             kernel: kernel.into(),
             grid: [0, 1, 2].map(|i| number(&launch["grid"][i])),
@@ -166,21 +172,17 @@ fn lines(workload: &str, flags: &str, arch: &str, table: &str) -> Vec<Line> {
 /// The table as it should be.
 fn table() -> String {
     let resources = read(&root().join("kernels/resources.tsv"));
-    let of_arch = |limits: &Limits| -> Vec<Line> {
-        WORKLOADS.iter().flat_map(|(name, flags)| lines(name, flags, limits.arch, &resources)).collect()
+    let of_gpu = |gpu: &Gpu| -> Vec<Line> {
+        WORKLOADS.iter().flat_map(|(name, flags)| lines(name, flags, gpu, &resources)).collect()
     };
     let parts: Vec<Vec<Line>> = thread::scope(|scope| {
-        let threads: Vec<_> = ARCHITECTURES.iter().map(|limits| scope.spawn(|| of_arch(limits))).collect();
+        let gpus = gpus::KNOWN.iter().filter(|g| twin(g) == *g);
+        let threads: Vec<_> = gpus.map(|gpu| scope.spawn(|| of_gpu(gpu))).collect();
         threads.into_iter().map(|t| t.join().expect("a trace")).collect()
     });
-    let gpus: Vec<String> = ARCHITECTURES
-        .iter()
-        .map(|limits| format!("{} {} ({})", limits.arch, typical(limits).name, typical(limits).multiprocessors))
-        .collect();
     let mut text = vec![
         "# What one evaluation in f16 launches. waves: blocks over those that all multiprocessors hold at a time."
             .into(),
-        format!("# Multiprocessors counted: {}", gpus.join(", ")),
         COLUMNS.into(),
     ];
     text.extend(parts.iter().flatten().map(Line::text));
@@ -220,7 +222,7 @@ fn launches_and_predictions_are_as_committed() {
     }
     let path = root().join("kernels/static.tsv");
     hold(&path, &table());
-    let lines: Vec<Line> = read(&path).lines().skip(3).map(Line::parse).collect();
+    let lines: Vec<Line> = read(&path).lines().skip(2).map(Line::parse).collect();
     let document = root().join("docs/performance.md");
     hold(&document, &model::document(&read(&document), &lines));
 }

@@ -1,9 +1,9 @@
 //! The cost model: how long a loop should take on a GPU, from the rows of `kernels/static.tsv` and a few stated
 //! assumptions. It fills the part of `docs/performance.md` between two marks.
 
-use arclet::device::gpus::{self, Gpu};
+use arclet::device::gpus::Gpu;
 
-use super::{ALL, Line};
+use super::{ALL, Line, known, twin};
 
 const BEGIN: &str = "<!-- begin: made from kernels/static.tsv, all but the last column of the predictions -->\n";
 const END: &str = "<!-- end -->\n";
@@ -29,8 +29,8 @@ struct Assumption {
     cache: f64,
     /// Share of the tensor peak of a multiprocessor, however many blocks it has.
     peak: f64,
-    /// 10^12 operations per second that one block gets done: its loop waits for data. `None`: no matter how the work
-    /// is cut into blocks.
+    /// 10^12 operations per second that a block gets done that computes a tile of 64 x 64: its loop waits for data, so
+    /// larger tiles get more done. `None`: no matter how the work is cut into blocks.
     block_tflops: Option<f64>,
     /// Microseconds that a phase takes beside its work.
     phase_us: f64,
@@ -42,6 +42,13 @@ const IDEAL: Assumption =
 const GOOD: Assumption = Assumption { bandwidth: 0.85, cache: 3.0, peak: 0.8, block_tflops: Some(1.5), phase_us: 1.3 };
 const POOR: Assumption = Assumption { bandwidth: 0.6, cache: 1.0, peak: 0.6, block_tflops: Some(0.7), phase_us: 1.8 };
 
+/// How many tiles of 64 x 64 a block of `kernel` computes, if its name says.
+fn tiles(kernel: &str) -> f64 {
+    let size = kernel.rsplit('_').next().and_then(|name| name.split_once('x'));
+    let sides = size.and_then(|(rows, cols)| Some((rows.parse::<f64>().ok()?, cols.parse::<f64>().ok()?)));
+    sides.map_or(1.0, |(rows, cols)| rows * cols / (64.0 * 64.0))
+}
+
 /// Microseconds of one launch of the kind `line`: what takes longer, memory or arithmetic, and the cost of a phase.
 fn phase_us(line: &Line, gpu: &Gpu, assumed: &Assumption) -> f64 {
     let (blocks, all) = (line.grid.iter().product::<u64>() as f64, f64::from(gpu.multiprocessors));
@@ -50,14 +57,16 @@ fn phase_us(line: &Line, gpu: &Gpu, assumed: &Assumption) -> f64 {
     let tflops = match assumed.block_tflops {
         None => gpu.tflops * assumed.peak,
         // The multiprocessor with the most blocks is waited for.
-        Some(block) => blocks * block.min(gpu.tflops * assumed.peak / all / (blocks / all).ceil()),
+        Some(block) => {
+            blocks * (block * tiles(&line.kernel)).min(gpu.tflops * assumed.peak / all / (blocks / all).ceil())
+        }
     };
     memory.max(line.flops as f64 / tflops / 1e6) + assumed.phase_us
 }
 
 /// The launches of one evaluation on `gpu`.
 fn phases<'a>(lines: &'a [Line], workload: &'a str, gpu: &'a Gpu) -> impl Iterator<Item = &'a Line> {
-    lines.iter().filter(move |l| l.workload == workload && l.arch == gpu.arch && l.kernel != ALL)
+    lines.iter().filter(move |l| l.workload == workload && l.gpu == twin(gpu).name && l.kernel != ALL)
 }
 
 /// Milliseconds of the loop.
@@ -66,16 +75,12 @@ fn loop_ms(lines: &[Line], workload: &str, evaluations: u32, gpu: &Gpu, assumed:
     one * f64::from(evaluations) / 1e3
 }
 
-fn find(name: &str) -> &'static Gpu {
-    gpus::KNOWN.iter().find(|g| g.name == name).expect("a known GPU")
-}
-
-/// What an evaluation is, per workload and architecture.
+/// What an evaluation is, per workload and GPU.
 fn evaluations(lines: &[Line]) -> Vec<String> {
-    let mut rows = vec!["| workload | architecture | phases | GFLOP | MB |".into(), "|---|---|---:|---:|---:|".into()];
+    let mut rows = vec!["| workload | GPU | phases | GFLOP | MB |".into(), "|---|---|---:|---:|---:|".into()];
     rows.extend(lines.iter().filter(|l| l.kernel == ALL).map(|l| {
         let (gflop, mb, weights) = (l.flops as f64 / 1e9, l.bytes as f64 / 1e6, l.weights as f64 / 1e6);
-        format!("| {} | `{}` | {} | {gflop:.2} | {mb:.1} | {weights:.1} |", l.workload, l.arch, l.count)
+        format!("| {} | {} | {} | {gflop:.2} | {mb:.1} | {weights:.1} |", l.workload, l.gpu, l.count)
     }));
     rows
 }
@@ -88,7 +93,7 @@ fn predictions(lines: &[Line], old: &str) -> Vec<String> {
     ];
     for (workload, evaluations) in EVALUATIONS {
         for (name, target) in TARGETS {
-            let ms = |assumed: &Assumption| loop_ms(lines, workload, evaluations, find(name), assumed);
+            let ms = |assumed: &Assumption| loop_ms(lines, workload, evaluations, known(name), assumed);
             let with_phases = |phase_us| ms(&Assumption { phase_us, ..IDEAL });
             let target = if workload == EVALUATIONS[0].0 { target } else { "-" };
             let row = format!(
@@ -152,7 +157,8 @@ pub fn document(old: &str, lines: &[Line]) -> String {
             String::new(),
             format!(
                 "The loop of so many evaluations, in milliseconds. Assumed, from good to poor: {} us per phase; {} of the \
-                 memory bandwidth, and {} times that from the cache; {} of a multiprocessor's tensor peak, but no more than {} TFLOP/s for a block.",
+                 memory bandwidth, and {} times that from the cache; {} of a multiprocessor's tensor peak, but no more than \
+                 {} TFLOP/s for each tile of 64 x 64 of a block.",
                 assumed(|a| a.phase_us),
                 assumed(|a| a.bandwidth),
                 assumed(|a| a.cache),
@@ -167,7 +173,7 @@ pub fn document(old: &str, lines: &[Line]) -> String {
             "Where one evaluation of `vit-b16` should spend its time on an H200:".into(),
             String::new(),
         ],
-        breakdown(lines, EVALUATIONS[0].0, find("H200")),
+        breakdown(lines, EVALUATIONS[0].0, known("H200")),
     ];
     format!("{before}{BEGIN}{}\n{END}{after}", parts.concat().join("\n"))
 }
@@ -176,7 +182,7 @@ pub fn document(old: &str, lines: &[Line]) -> String {
 fn the_model_adds_up_what_it_says() {
     let line = |kernel: &str, count, blocks, flops, [bytes, weights]: [u64; 2]| Line {
         workload: "vit-b16".into(),
-        arch: "sm_80".into(),
+        gpu: "A100".into(),
         count,
         kernel: kernel.into(),
         grid: [blocks, 1, 1],
@@ -195,7 +201,7 @@ fn the_model_adds_up_what_it_says() {
         line("product", 1, 108, 0, [30_585_000, 20_390_000]),
         line(ALL, 4, 0, 3 * work, [30_585_000, 20_390_000]),
     ];
-    let a100 = find("A100");
+    let a100 = known("A100");
     let near = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 1e-9, "{got} is not {want}");
     let loop_of_1000 = |assumed: &Assumption| loop_ms(&lines, "vit-b16", 1000, a100, assumed);
     near(loop_of_1000(&IDEAL), 3.0 * 10.0 + 10.0);
@@ -205,6 +211,7 @@ fn the_model_adds_up_what_it_says() {
     // 10^12 operations per second and block.
     let waiting = Assumption { block_tflops: Some(1.0), ..IDEAL };
     near(loop_of_1000(&waiting), 2.0 * 3120.0 / 54.0 + 3120.0 / 109.0 + 10.0);
+    assert_eq!(["linear_fwd_f16_128x64", "linear_fwd_f16", "attention_fwd_f16_hd64"].map(tiles), [2.0, 1.0, 1.0]);
     let slow = Assumption { bandwidth: 0.5, cache: 2.0, peak: 0.25, phase_us: 1.5, ..IDEAL };
     near(loop_of_1000(&slow), 3.0 * 40.0 + 20.0 + 5.0 + 4.0 * 1.5);
 
