@@ -317,6 +317,11 @@ impl Cuda {
         self.inner.dependent.load(Ordering::Relaxed)
     }
 
+    /// Whether it notes launches and runs none, as [`Self::dry`] makes it.
+    pub fn is_dry(&self) -> bool {
+        self.inner.dry
+    }
+
     /// `cuda:0`.
     pub fn name(&self) -> String {
         format!("cuda:{}", self.inner.ordinal)

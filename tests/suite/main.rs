@@ -11,4 +11,5 @@ mod import;
 mod ops;
 mod ptx;
 mod static_table;
+mod tiles;
 mod trace;

@@ -106,7 +106,12 @@ pub struct BenchArgs {
     /// Draw one batch and say how long the parts took: what cold starts
     #[arg(long, hide = true, conflicts_with = "follow")]
     pub(super) first_image: bool,
-    /// Print what one evaluation launches on a GPU of the driver's kind, and run none of it
+    /// Measure every tile and split of the model's products on a GPU and write the fastest into this table
+    /// (kernels/tiles.tsv, which the build takes in), and nothing else
+    #[arg(long, value_name = "FILE.tsv", conflicts_with_all = ["measure", "follow", "first_image"])]
+    pub(super) tune: Option<PathBuf>,
+    /// Print what one evaluation launches on a GPU of the driver's kind, or write into the table of --tune what it would
+    /// choose, and run none of it
     #[arg(long, hide = true, conflicts_with_all = ["follow", "first_image"])]
     pub(super) launches: bool,
     #[command(flatten)]

@@ -10,6 +10,7 @@ mod phases;
 mod products;
 mod row;
 mod system;
+mod tune;
 
 use std::time::Instant;
 
@@ -62,13 +63,19 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let weights = source.velocity_weights(quiet)?;
     let config = weights.config();
     let image = [config.in_channels, config.image_size, config.image_size];
+    let compute = ComputeArgs { device: args.device, dtype: DTypeChoice::Auto, threads: args.threads };
     if args.launches {
         return launches(args, &weights);
+    }
+    if let Some(path) = &args.tune {
+        return match device::open(&compute, quiet)? {
+            Device::Cuda(cuda) => tune::tune(config, &cuda, path),
+            Device::Cpu(_) => Err(Error::usage("--tune: needs a GPU, whose tiles it compares")),
+        };
     }
     let noise = args.noise.as_deref().map(|path| read_noise(path, Some(args.batch), image)).transpose()?;
 
     let opening = Instant::now();
-    let compute = ComputeArgs { device: args.device, dtype: DTypeChoice::Auto, threads: args.threads };
     let device = device::open(&compute, quiet)?;
     let open_ms = milliseconds(opening);
     let on_cpu = matches!(device, Device::Cpu(_));
@@ -110,9 +117,13 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
 }
 
-/// Prints the phases of one evaluation, of which nothing runs.
+/// Prints the phases of one evaluation, or writes the plans of its products, of which nothing runs.
 fn launches(args: &BenchArgs, weights: &Weights) -> Result<()> {
-    let device = Device::Cuda(Cuda::dry(0)?);
+    let cuda = Cuda::dry(0)?;
+    if let Some(path) = &args.tune {
+        return tune::tune(weights.config(), &cuda, path);
+    }
+    let device = Device::Cuda(cuda);
     let model = weights.load(&device, args.dtype[0].or(device::default_dtype(&device)))?;
     let (.., phases) = phases::trace(&model, args.batch as usize, args.guidance_scale)?;
     report::print_json(&phases)

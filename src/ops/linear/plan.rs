@@ -109,7 +109,7 @@ impl Plan {
 pub fn plan(cuda: &Cuda, dtype: DType, images: usize, rows: usize, n: usize, k: usize) -> Plan {
     let (m, multiprocessors) = (images * rows, cuda.multiprocessors());
     let candidates = candidates(cuda, dtype, rows, n, k);
-    let tuned = tuned(&cuda.arch(), rows, n, k).filter(|t| candidates.contains(t));
+    let tuned = tuned(cuda, rows, n, k).filter(|t| candidates.contains(t));
     let one = tuned.unwrap_or_else(|| {
         let cost = |p: &Plan| p.cost(&cuda.arch(), multiprocessors, rows, n, k);
         // Of equals the first: fewest chunks, smallest tile.
@@ -178,19 +178,20 @@ impl Plan {
             _ => 1.0,
         };
         let step = 0.2 * (turns * area / hidden).max(1.0 + 0.25 * (area - 1.0));
-        let joined = if self.spread { 1.5 + 0.1 * self.splits as f64 } else { 0.0 };
+        // Sums of chunks go to the cache and back.
+        let joined = if self.spread { 1.5 + (self.splits * rows * n * 8) as f64 / 2e6 } else { 0.0 };
         per_block.div_ceil(32) as f64 * step + joined
     }
 }
 
-/// The plan for one image's product in the committed table: lines of architecture, rows, n, k, tile, chunks and where they
-/// come from.
-fn tuned(arch: &str, rows: usize, n: usize, k: usize) -> Option<Plan> {
+/// The plan for one image's product in the committed table, which `arclet bench --tune` writes: lines of architecture,
+/// multiprocessors, rows, n, k, tile, chunks of k, and where they come from.
+fn tuned(cuda: &Cuda, rows: usize, n: usize, k: usize) -> Option<Plan> {
     const TABLE: &str = include_str!("../../../kernels/tiles.tsv");
-    let key = format!("{arch}\t{rows}\t{n}\t{k}\t");
+    let key = format!("{}\t{}\t{rows}\t{n}\t{k}\t", cuda.arch(), cuda.multiprocessors());
     let line = TABLE.lines().find_map(|line| line.strip_prefix(&key))?;
     let mut fields = line.split('\t');
     let (tile, splits) = (fields.next()?, fields.next()?.parse().ok()?);
     let tile = *TILES.iter().chain(&HOPPER_TILES).find(|t| t.name() == tile)?;
-    Some(Plan::new(tile, k, splits, true))
+    Some(Plan::new(tile, k, splits, tile.blocks(rows, n) < cuda.multiprocessors()))
 }

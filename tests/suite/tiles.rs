@@ -1,0 +1,71 @@
+//! The table of tuned products, `kernels/tiles.tsv`: what it holds without a GPU, and how a measurement gets into it.
+//!
+//! `ARCLET_WRITE_TABLES=1 cargo test --release --test suite tiles` writes the predicted rows anew, and
+//! `static_table` what follows from them.
+
+use std::path::Path;
+use std::process::Command;
+
+use arclet::device::gpus::KNOWN;
+
+use crate::common::{data, root};
+
+fn bench(flags: &[&str], table: &Path, arch: &str, multiprocessors: u32) {
+    let capability = arch.trim_start_matches("sm_").trim_end_matches('a');
+    let output = Command::new(env!("CARGO_BIN_EXE_arclet"))
+        .args(["bench", "--quiet", "--tune"])
+        .arg(table)
+        .args(flags)
+        .envs(arclet_emu::env_for_child())
+        .env("ARCLET_EMU_CC", capability)
+        .env("ARCLET_EMU_MULTIPROCESSORS", multiprocessors.to_string())
+        .output()
+        .expect("the program starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Rows for the GPUs and models that arclet is tuned for: measured ones stay, the others hold what the program would choose.
+#[test]
+fn the_table_has_a_row_for_every_product_that_matters() {
+    let path = root().join("kernels/tiles.tsv");
+    let committed = std::fs::read_to_string(&path).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("tiles.tsv");
+    let measured = |line: &&str| line.split('\t').nth(7) != Some("-");
+    let kept: Vec<&str> = committed.lines().filter(measured).collect();
+    std::fs::write(&table, kept.join("\n") + "\n").unwrap();
+    for gpu in KNOWN {
+        for model in ["vit-b16", "nanodit", "lens-dit-s"] {
+            bench(&["--launches", "--model", model], &table, gpu.arch, gpu.multiprocessors);
+        }
+    }
+    let made = std::fs::read_to_string(&table).unwrap();
+    if std::env::var_os("ARCLET_WRITE_TABLES").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    } else {
+        assert_eq!(committed, made, "ARCLET_WRITE_TABLES=1 cargo test --release --test suite tiles");
+    }
+}
+
+#[test]
+fn tuning_replaces_the_rows_of_the_gpu_at_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = folder.path().join("tiles.tsv");
+    let foreign = "sm_80\t7\t1\t2\t3\t64x64\t1\t1.50\tsome GPU";
+    std::fs::write(&table, format!("# columns\n{foreign}\n")).unwrap();
+    let model = data("goldens/a1_flow_vit/weights.safetensors");
+    let model = ["--model", model.to_str().unwrap()];
+    bench(&[&model[..], &["--launches"]].concat(), &table, "sm_80", 108);
+    let rows = |kind: &str| {
+        let text = std::fs::read_to_string(&table).unwrap();
+        text.lines().filter(|l| l.split('\t').nth(7).is_some_and(|us| (us == "-") == (kind == "predicted"))).count()
+    };
+    let products = rows("predicted");
+    assert!(products >= 3, "{products}");
+    assert_eq!(rows("measured"), 2, "the header's and the other GPU's");
+    bench(&[&model[..], &["--device", "cuda"]].concat(), &table, "sm_80", 108);
+    assert_eq!((rows("predicted"), rows("measured")), (0, products + 2));
+    bench(&[&model[..], &["--launches"]].concat(), &table, "sm_80", 108);
+    assert_eq!((rows("predicted"), rows("measured")), (0, products + 2), "a prediction does not replace a measurement");
+    assert!(std::fs::read_to_string(&table).unwrap().contains(foreign));
+}
