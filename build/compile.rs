@@ -76,7 +76,8 @@ pub fn compile_all(root: &Path, cache: &Path, nvcc: &Nvcc) -> Result<Vec<Image>,
     let mut images = Vec::new();
     for kernel in sources::kernels(root)? {
         let source = sources::digest(&kernel)?;
-        images.extend(TARGETS.iter().map(|target| plan(&kernel, source.clone(), target, cache, nvcc)));
+        let targets = TARGETS.iter().filter(|target| is_for(&kernel, target));
+        images.extend(targets.map(|target| plan(&kernel, source.clone(), target, cache, nvcc)));
     }
 
     let complete = |i: &Image| [&i.path, &i.packed, &i.log].iter().all(|file| file.is_file());
@@ -98,6 +99,11 @@ pub fn compile_all(root: &Path, cache: &Path, nvcc: &Nvcc) -> Result<Vec<Image>,
         workers.into_iter().flat_map(|w| w.join().expect("a compile worker panicked")).collect()
     });
     if failures.is_empty() { Ok(images) } else { Err(failures.join("\n")) }
+}
+
+/// Whether a kernel file is compiled for a target: `*_hopper.cu` is for Hopper alone, the others for all.
+fn is_for(kernel: &Path, target: &Target) -> bool {
+    target.arch == "sm_90a" || !kernel.file_stem().unwrap_or_default().to_string_lossy().ends_with("_hopper")
 }
 
 /// Names the image by everything that its bytes depend on.

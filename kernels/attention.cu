@@ -116,6 +116,7 @@ __device__ __forceinline__ void multiply_values(float (&acc)[P / 8][4], const fl
 template <class T, int P>
 __device__ __forceinline__ void attention(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
                                           T* __restrict__ o, const AttentionSpec& s) {
+  dev::grid_begin();
   DYN_SHARED(T, smem);  // two stages of (keys, values); the queries pass through the second stage's keys
   constexpr int SIDE = ROWS * (P + 8);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q0 = blockIdx.x * ROWS;
@@ -207,6 +208,7 @@ __device__ __forceinline__ void load_tile_f32(float* tile, const float* __restri
 
 __device__ __forceinline__ void attention_f32(const float* __restrict__ q, const float* __restrict__ k,
                                               const float* __restrict__ v, float* __restrict__ o, const AttentionSpec& s) {
+  dev::grid_begin();
   DYN_SHARED(float, smem);  // queries; two stages of (keys, values); probabilities, 8 rows per warp
   const int ld = s.head_dim + 4, side = ROWS_F32 * ld;
   const int warp = threadIdx.x / 32, half = threadIdx.x % 32 / 16, lane = threadIdx.x % 16, q0 = blockIdx.x * ROWS_F32;

@@ -26,6 +26,7 @@ namespace {
 template <class T>
 __device__ __forceinline__ void label_embed(const T* __restrict__ time, const T* __restrict__ table,
                                             const unsigned* __restrict__ labels, T* __restrict__ c, const LabelEmbedSpec& s) {
+  dev::grid_begin();
   const size_t n = static_cast<size_t>(s.evaluations) * s.labels * s.dim;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
     const size_t row = i / s.dim, col = i % s.dim;
@@ -38,6 +39,7 @@ __device__ __forceinline__ void label_embed(const T* __restrict__ time, const T*
 template <class T>
 __device__ __forceinline__ void prepend_token(const T* __restrict__ first, const T* __restrict__ x, T* __restrict__ y,
                                               const TokensSpec& s) {
+  dev::grid_begin();
   const size_t image = static_cast<size_t>(s.tokens + 1) * s.dim, n = s.batch * image;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
     const size_t b = i / image, e = i % image;
@@ -47,6 +49,7 @@ __device__ __forceinline__ void prepend_token(const T* __restrict__ first, const
 
 template <class T>
 __device__ __forceinline__ void take_token(const T* __restrict__ x, T* __restrict__ y, const TokensSpec& s) {
+  dev::grid_begin();
   const size_t n = static_cast<size_t>(s.batch) * s.dim;
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) y[i] = x[i / s.dim * s.tokens * s.dim + i % s.dim];
 }

@@ -90,6 +90,7 @@ __device__ __forceinline__ void norm_by_element(const T* x, const T* gain, const
 template <class T>
 __device__ __forceinline__ void layernorm(const T* x, const T* gain, const T* offset, const unsigned* counter, const unsigned* picked,
                                           T* y, const LayerNormSpec& s) {
+  dev::grid_begin();
   const int row = blockIdx.x * 4 + threadIdx.x / 32;
   if (row >= s.rows) return;
   const bool whole = (s.dim | s.mod_stride) % dev::VEC<T> == 0 && dev::aligned16(x, gain, offset, y);

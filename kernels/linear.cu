@@ -239,6 +239,7 @@ template <int V> __device__ __forceinline__ void store_sums(float* to, bool whol
 template <class Tile, class T>
 __device__ __forceinline__ void linear(const T* __restrict__ x, const T* __restrict__ w, const LinearOut<T>& o, float* partial,
                                        unsigned* counters, const LinearSpec& s) {
+  dev::grid_begin();
   DYN_SHARED(unsigned char, smem);
   constexpr int V = dev::VEC<T>, PER_ROW = Tile::BN / V, STEPS = Tile::PASS * PER_ROW / Tile::THREADS;
   const int row0 = blockIdx.y * Tile::BM, col0 = blockIdx.x * Tile::BN;

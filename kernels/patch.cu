@@ -21,6 +21,7 @@ namespace {
 
 // Neighbouring threads write neighbouring elements of y and read runs of p along an image row.
 template <class T> __device__ __forceinline__ void patchify(const float* __restrict__ x, T* __restrict__ y, const PatchSpec& s) {
+  dev::grid_begin();
   const unsigned e = blockIdx.x * 256 + threadIdx.x, p = s.patch, h = s.height, w = s.width, channels = s.channels;
   if (e >= s.batch * channels * h * w) return;
   const unsigned j = e % p, i = e / p % p, c = e / (p * p) % channels, token = e / (p * p * channels);
@@ -30,6 +31,7 @@ template <class T> __device__ __forceinline__ void patchify(const float* __restr
 
 // Neighbouring threads write neighbouring pixels of v.
 template <class T> __device__ __forceinline__ void unpatchify(const T* __restrict__ y, T* __restrict__ v, const PatchSpec& s) {
+  dev::grid_begin();
   const unsigned e = blockIdx.x * 256 + threadIdx.x, p = s.patch, h = s.height, w = s.width, channels = s.channels;
   if (e >= s.batch * channels * h * w) return;
   const unsigned col = e % w, row = e / w % h, c = e / (w * h) % channels, b = e / (w * h * channels);

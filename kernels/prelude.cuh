@@ -2,6 +2,7 @@
 //
 // Rules for kernels, so that the same source compiles with nvcc and as host C++17:
 //   KERNEL(name)(parameters) { ... } KERNEL_EXPORT(name)     an entry point; __launch_bounds__ goes before the name
+//   dev::grid_begin(), or dev::grid_wait() where it is due   in every kernel, because all may be launched dependent
 //   SPEC_LAYOUT(Struct, field, ...)                          after each geometry struct: its layout, for the test against Rust
 //   DYN_SHARED(T, name)                                      dynamic shared memory
 //   helpers are __device__ __forceinline__ in an anonymous namespace; no <<<>>>; inline PTX only behind wrappers in a .cuh.
@@ -26,6 +27,29 @@
 #endif
 
 namespace dev {
+
+#ifndef CUDA_EMU
+// ---- dependent launches ----------------------------------------------------------------------------------------
+
+// A kernel that may be launched dependent (programmatic stream serialization) calls this before it reads or writes what
+// a kernel in front of it touches: everything in front has ended then. Nothing below sm_90, or in an ordinary launch.
+__device__ __forceinline__ void grid_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+// Lets a dependent launch behind this one start, once every block has called it or ended.
+__device__ __forceinline__ void grid_launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+#endif
+// First in every kernel that does nothing ahead of the launches in front of it.
+__device__ __forceinline__ void grid_begin() {
+  grid_launch_dependents();
+  grid_wait();
+}
 
 // ---- storage types ----------------------------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ __device__ __forceinline__ float2 box_muller(uint32_t a, uint32_t b) {
 }  // namespace
 
 KERNEL(__launch_bounds__(256) normal_fwd_f32)(float* __restrict__ out, NormalSpec s) {
+  dev::grid_begin();
   const uint64_t first = static_cast<uint64_t>(s.first_hi) << 32 | s.first_lo;
   const size_t per_image = s.per_image, fours = (per_image + 3) / 4, n = fours * s.images;
   const bool whole = per_image % 4 == 0 && dev::aligned16(out);

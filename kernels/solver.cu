@@ -95,6 +95,7 @@ template <class T>
 __device__ __forceinline__ void solver_steps(float* x, float* base, float* prev, const T* __restrict__ v,
                                              const SolverStep* __restrict__ table, const unsigned* __restrict__ counter,
                                              const SolverSpec& s) {
+  dev::grid_begin();
   const SolverStep step = table[*counter];
   const size_t n = s.elements;
   const bool fours = n % 4 == 0 && dev::aligned16(x, base, prev) && reinterpret_cast<uintptr_t>(v) % (4 * sizeof(T)) == 0;
@@ -117,5 +118,8 @@ SOLVER_EXPORT(float, f32)
 SOLVER_EXPORT(__half, f16)
 SOLVER_EXPORT(__nv_bfloat16, bf16)
 
-KERNEL(__launch_bounds__(32) counter_advance)(unsigned* counter) { *counter += 1; }
+KERNEL(__launch_bounds__(32) counter_advance)(unsigned* counter) {
+  dev::grid_begin();
+  *counter += 1;
+}
 KERNEL_EXPORT(counter_advance)

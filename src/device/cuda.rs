@@ -4,8 +4,7 @@
 //! events. The driver library is loaded at run time; without it [`Cuda::new`] is an error, never a panic.
 
 use std::collections::HashMap;
-use std::ffi::c_void;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, ThreadId};
 
@@ -14,8 +13,9 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::images::KernelImages;
-use super::trace::{Phase, Recorder, Work};
+use super::images::{ImageTarget, KernelImages};
+pub(crate) use super::launch::{Launch, TensorMap};
+use super::trace::{Phase, Recorder};
 use crate::error::{Error, Result};
 
 /// Oldest compute capability that the kernels run on (cp.async, bf16 tensor cores).
@@ -43,6 +43,9 @@ struct Inner {
     driver_version: i32,
     compute_capability: (i32, i32),
     multiprocessors: usize,
+    /// Whether kernels are launched dependent: each may start while the one in front of it still runs, and waits for it
+    /// by itself.
+    dependent: AtomicBool,
     /// Held for writing while a thread records a graph, for reading by every other use of the stream.
     stream_use: RwLock<()>,
     /// The thread that records.
@@ -107,26 +110,6 @@ impl DeviceBuffer {
     pub fn is_empty(&self) -> bool {
         self.slice().len() == 0
     }
-}
-
-/// One kernel launch, described once: pointers first, then one spec struct by value.
-pub(crate) struct Launch<'a> {
-    /// The `.cu` file that holds the kernel.
-    pub module: &'static str,
-    /// Exported name.
-    pub kernel: String,
-    /// Blocks in x, y, z.
-    pub grid: [u32; 3],
-    /// Threads per block.
-    pub threads: u32,
-    /// Dynamic shared memory in bytes.
-    pub shared_bytes: u32,
-    /// Device addresses, in the kernel's order; 0 for a null pointer.
-    pub pointers: &'a [u64],
-    /// Bytes of the spec struct; empty for a kernel without one.
-    pub spec: &'a [u8],
-    /// The least that it has to do.
-    pub work: Work,
 }
 
 /// A recorded CUDA graph, ready to launch on the device's stream.
@@ -294,6 +277,7 @@ impl Cuda {
             driver_version: probe.driver_version,
             compute_capability: info.compute_capability,
             multiprocessors,
+            dependent: AtomicBool::new(false),
             stream_use: RwLock::default(),
             recorder: Mutex::default(),
             context,
@@ -303,7 +287,34 @@ impl Cuda {
             trace: Recorder::default(),
             dry,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let cuda = Self { inner: Arc::new(inner) };
+        cuda.set_dependent_launch(true);
+        Ok(cuda)
+    }
+
+    /// Whether the kernels are compiled for Hopper: with its tensor cores, clusters and dependent launches.
+    pub fn hopper(&self) -> bool {
+        let (major, minor) = self.inner.compute_capability;
+        if self.inner.dry {
+            return (major, minor) == (9, 0);
+        }
+        let image = self.inner.images.select(PROBE_MODULE, (major as u32, minor as u32));
+        image.is_ok_and(|image| match image.target {
+            ImageTarget::Manifest => (major, minor) == (9, 0),
+            target => target == ImageTarget::HOPPER,
+        })
+    }
+
+    /// Lets the start of a kernel overlap the end of the one in front of it (programmatic dependent launch), from now on
+    /// and in graphs recorded from now on. On from the beginning where the kernels can (Hopper), without effect elsewhere;
+    /// no output depends on it.
+    pub fn set_dependent_launch(&self, on: bool) {
+        self.inner.dependent.store(on && self.hopper(), Ordering::Relaxed);
+    }
+
+    /// What [`Self::set_dependent_launch`] has come to.
+    pub fn dependent_launch(&self) -> bool {
+        self.inner.dependent.load(Ordering::Relaxed)
     }
 
     /// `cuda:0`.
@@ -443,11 +454,8 @@ impl Cuda {
             return Ok(());
         }
         let function = self.function(launch)?;
-        let mut pointers: Vec<u64> = launch.pointers.to_vec();
-        let mut params: Vec<*mut c_void> = pointers.iter_mut().map(|p| (p as *mut u64).cast()).collect();
-        if !launch.spec.is_empty() {
-            params.push(launch.spec.as_ptr().cast_mut().cast());
-        }
+        let mut params = launch.params();
+        let mut attributes = launch.attributes(self.dependent_launch());
         let [grid_x, grid_y, grid_z] = launch.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: grid_x,
@@ -458,8 +466,8 @@ impl Cuda {
             blockDimZ: 1,
             sharedMemBytes: launch.shared_bytes,
             hStream: self.inner.stream.cu_stream(),
-            attrs: std::ptr::null_mut(),
-            numAttrs: 0,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: `params` holds one pointer per kernel parameter, each to a live value of the parameter's size (the
         // ops state the kernel's signature; a test compares every spec struct with the C side).

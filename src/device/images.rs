@@ -25,6 +25,11 @@ pub enum ImageTarget {
     Manifest,
 }
 
+impl ImageTarget {
+    /// Machine code for Hopper with its own instructions.
+    pub(super) const HOPPER: Self = Self::Cubin { major: 9, minor: 0, feature_a: true };
+}
+
 impl fmt::Display for ImageTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

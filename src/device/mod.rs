@@ -4,6 +4,8 @@ pub mod cpu;
 pub mod cuda;
 pub mod gpus;
 pub mod images;
+mod launch;
+pub mod probe;
 pub mod trace;
 
 use crate::error::{Error, Result};

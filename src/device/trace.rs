@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::cuda::Launch;
+use super::cuda::{Launch, TensorMap};
 use crate::error::{Error, Result};
 
 /// The least that a launch has to do, whatever the kernel makes of it.
@@ -41,17 +41,21 @@ pub struct Phase {
     pointers: Vec<u64>,
     #[serde(skip)]
     spec: Vec<u8>,
+    #[serde(skip)]
+    maps: Vec<TensorMap>,
+    #[serde(skip)]
+    cluster: u32,
 }
 
 impl Phase {
     fn new(launch: &Launch) -> Self {
-        let Launch { module, ref kernel, grid, threads, shared_bytes, pointers, spec, work } = *launch;
-        let (kernel, pointers, spec) = (kernel.clone(), pointers.to_vec(), spec.to_vec());
-        Self { kernel, grid, threads, shared_bytes, work, module, pointers, spec }
+        let Launch { module, ref kernel, grid, threads, shared_bytes, pointers, spec, maps, cluster, work } = *launch;
+        let (kernel, pointers, spec, maps) = (kernel.clone(), pointers.to_vec(), spec.to_vec(), maps.to_vec());
+        Self { kernel, grid, threads, shared_bytes, work, module, pointers, spec, maps, cluster }
     }
 
     pub(super) fn as_launch(&self) -> Launch<'_> {
-        let Self { kernel, grid, threads, shared_bytes, work, module, pointers, spec } = self;
+        let Self { kernel, grid, threads, shared_bytes, work, module, pointers, spec, maps, cluster } = self;
         Launch {
             module,
             kernel: kernel.clone(),
@@ -60,6 +64,8 @@ impl Phase {
             shared_bytes: *shared_bytes,
             pointers,
             spec,
+            maps,
+            cluster: *cluster,
             work: *work,
         }
     }

@@ -191,5 +191,6 @@ fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usi
         ],
         spec: bytemuck::bytes_of(&spec),
         work: Work { flops: 4 * (products * out.last_dim()) as u64, bytes: bytes as u64, weights: 0 },
+        ..Launch::default()
     })
 }

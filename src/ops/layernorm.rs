@@ -142,5 +142,6 @@ fn launch(cuda: &Cuda, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> 
         pointers: &pointers,
         spec: bytemuck::bytes_of(&spec),
         work: moves(x.bytes() + affine_bytes + y.bytes()),
+        ..Launch::default()
     })
 }

@@ -174,7 +174,8 @@ fn launch_elementwise(
 ) -> Result<()> {
     // Kernels count elements in 32 bits.
     let grid = [to_u32(elements)?.div_ceil(256), 1, 1];
-    cuda.launch(&Launch { module, kernel, grid, threads: 256, shared_bytes: 0, pointers, spec, work: moves(bytes) })
+    let work = moves(bytes);
+    cuda.launch(&Launch { module, kernel, grid, threads: 256, pointers, spec, work, ..Launch::default() })
 }
 
 /// The work of a kernel that multiplies no matrices: `bytes` of operands read and outputs written.

@@ -183,6 +183,7 @@ pub fn advance(device: &Device, counter: &mut Tensor) -> Result<()> {
             pointers: &[counter.address(0)?],
             spec: &[],
             work: moves(2 * counter.bytes()),
+            ..Launch::default()
         }),
     }
 }

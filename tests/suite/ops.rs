@@ -5,8 +5,8 @@ use arclet::ops::attention::{Heads, attention};
 use arclet::ops::embed::{label_embedding, prepend_token, take_token};
 use arclet::ops::layernorm::{Affine, layernorm};
 use arclet::ops::linear::{
-    Activation, ForNorm, Norm, Operands, Plan, Residual, STATS_CHUNK, TILES, Workspace, linear, linear_by,
-    workspace_size,
+    Activation, ForNorm, HOPPER_TILES, Norm, Operands, Plan, Residual, STATS_CHUNK, TILES, Tile, Workspace, linear,
+    linear_by, workspace_size,
 };
 use arclet::ops::noise::normal;
 use arclet::ops::patch::{patchify, unpatchify};
@@ -15,7 +15,7 @@ use arclet::ops::{Columns, Select};
 use arclet::rng;
 use arclet::tensor::{DType, Tensor};
 
-use crate::common::cpu;
+use crate::common::{cpu, relative_error};
 use crate::engines::{check, cuda, every_mode};
 
 /// Numbers in [-scale, scale) that f16 and bf16 have to round.
@@ -234,41 +234,73 @@ fn linear_with_a_norm_in_front() {
     }
 }
 
-/// Every tile there is, with chunks of k spread over blocks and in one block: the bits are those of the smallest tile.
+/// Every tile there is, with chunks of k spread over blocks and in one block: the bits are those of the smallest tile of
+/// the same kernel, and close to the f64 sums.
 #[test]
 fn linear_tiles_and_plans_agree_in_every_bit() {
     let device = cuda();
+    let Device::Cuda(gpu) = &device else { unreachable!("the GPU's device") };
     let (images, rows, n, k) = (3, 67, 200, 416);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let tiles = if dtype == DType::F32 { &TILES[..1] } else { &TILES };
+        same_bits(&device, dtype, tiles, images, rows, n, k, &[1, 3]);
+        if gpu.hopper() && dtype != DType::F32 {
+            same_bits(&device, dtype, &HOPPER_TILES, images, rows, n, k, &[1, 3]);
+            // One row; and a ring that goes round in every chunk, with the largest cluster.
+            same_bits(&device, dtype, &HOPPER_TILES, 1, 1, 8, 8, &[1]);
+            same_bits(&device, dtype, &HOPPER_TILES, 1, 209, 72, 64 * 59 + 8, &[2, 8]);
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn same_bits(
+    device: &Device,
+    dtype: DType,
+    tiles: &[Tile],
+    images: usize,
+    rows: usize,
+    n: usize,
+    k: usize,
+    splits: &[usize],
+) {
     let m = images * rows;
     let (x, w, y0) = (values(m * k, 1, 1.0), values(n * k, 2, 0.1), values(m * n, 3, 1.0));
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        for splits in [1, 3] {
-            let mut first: Option<Vec<f32>> = None;
-            let tiles = if dtype == DType::F32 { &TILES[..1] } else { &TILES };
-            for (&tile, spread) in tiles.iter().flat_map(|t| [(t, false), (t, true)]) {
-                let plan = Plan::new(tile, k, splits, spread);
-                let what = format!("linear {dtype} by {plan:?}");
-                let got = every_mode(&what, || {
-                    let t = |shape: &[usize], v: &[f32]| tensor(&device, dtype, shape, v);
-                    let (x, w, mut y) = (t(&[images, rows, k], &x), t(&[n, k], &w), t(&[images, rows, n], &y0));
-                    let shape = [images, rows, n.div_ceil(STATS_CHUNK), 2];
-                    let mut stats = Tensor::zeros(&device, DType::F32, &shape).unwrap();
-                    let mut space = Workspace::new(&device, dtype, plan.workspace(m, n)).unwrap();
-                    let operands = Operands { residual: Residual::InPlace, ..Operands::new(&x, &w) };
-                    // Twice, so that the second launch finds the counters as the first one left them.
-                    for _ in 0..2 {
-                        let next = ForNorm { stats: &mut stats, scaled: None };
-                        linear_by(&device, plan, operands, &mut y, Some(next), &mut space).unwrap();
-                    }
-                    [y.to_f32(&device).unwrap(), stats.to_f32(&device).unwrap()].concat()
-                });
-                match &first {
-                    Some(first) => assert!(first == &got, "{what}: other bits than in the smallest tile"),
-                    None => first = Some(got),
+    let want = doubled_product(&x, &w, &y0, k);
+    for &splits in splits {
+        let mut first: Option<Vec<f32>> = None;
+        for (&tile, spread) in tiles.iter().flat_map(|t| [(t, false), (t, true)]) {
+            let plan = Plan::new(tile, k, splits, spread);
+            let what = format!("linear {dtype} [{m}, {k}] to {n} by {plan:?}");
+            let got = every_mode(&what, || {
+                let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
+                let (x, w, mut y) = (t(&[images, rows, k], &x), t(&[n, k], &w), t(&[images, rows, n], &y0));
+                let shape = [images, rows, n.div_ceil(STATS_CHUNK), 2];
+                let mut stats = Tensor::zeros(device, DType::F32, &shape).unwrap();
+                let mut space = Workspace::new(device, dtype, plan.workspace(m, n)).unwrap();
+                let operands = Operands { residual: Residual::InPlace, ..Operands::new(&x, &w) };
+                // Twice, so that the second launch finds the counters as the first one left them.
+                for _ in 0..2 {
+                    let next = ForNorm { stats: &mut stats, scaled: None };
+                    linear_by(device, plan, operands, &mut y, Some(next), &mut space).unwrap();
                 }
+                [y.to_f32(device).unwrap(), stats.to_f32(device).unwrap()].concat()
+            });
+            let error = relative_error(&got[..m * n], &want);
+            assert!(error < if dtype == DType::BF16 { 2e-2 } else { 3e-3 }, "{what}: relative error {error:.2e}");
+            match &first {
+                Some(first) => assert!(first == &got, "{what}: other bits than in the smallest tile"),
+                None => first = Some(got),
             }
         }
     }
+}
+
+/// y + 2 x w^T in f64.
+fn doubled_product(x: &[f32], w: &[f32], y: &[f32], k: usize) -> Vec<f32> {
+    let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
+    let sums = x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| 2.0 * dot(x, w)));
+    sums.zip(y).map(|(sum, &y)| (sum + f64::from(y)) as f32).collect()
 }
 
 #[test]

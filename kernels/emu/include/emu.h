@@ -173,8 +173,10 @@ template <class T> EMU_INL T __ldcs(const T* p) { return *p; }
 template <class T> EMU_INL void __stcg(T* p, T v) { *p = v; }
 template <class T> EMU_INL void __stcs(T* p, T v) { *p = v; }
 
-// ---- the wrappers that are inline PTX on the device (mma.cuh, async.cuh) ----
+// ---- the wrappers that are inline PTX on the device (prelude.cuh, mma.cuh, async.cuh) ----
 namespace dev {
+EMU_INL void grid_wait(EMU_SITE) { emu::grid_wait(EMU_HERE); }
+EMU_INL void grid_launch_dependents() {}  // a dependent launch runs ahead as far as it may, whether its way is cleared or not
 EMU_INL void cp_async16(void* dst, const void* src, int src_bytes = 16, EMU_SITE) { emu::cp_async(dst, src, 16, src_bytes, EMU_HERE); }
 EMU_INL void cp_async8(void* dst, const void* src, int src_bytes = 8, EMU_SITE) { emu::cp_async(dst, src, 8, src_bytes, EMU_HERE); }
 EMU_INL void cp_async4(void* dst, const void* src, int src_bytes = 4, EMU_SITE) { emu::cp_async(dst, src, 4, src_bytes, EMU_HERE); }

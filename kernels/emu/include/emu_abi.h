@@ -47,6 +47,7 @@ void sync_threads(Site);
 int sync_threads_vote(int predicate, int kind, Site);  // kind: 0 count, 1 and, 2 or
 void sync_warp(uint32_t mask, Site);
 void threadfence();
+void grid_wait(Site);
 void nanosleep(Site);
 [[noreturn]] void trap(const char* message, Site);
 

@@ -64,12 +64,16 @@ void check(Fiber& f, const Access& a) {
     if (dynamic + a.bytes > l.smem)
       report(f, a, "shared memory out of bounds",
              " (offset " + std::to_string(dynamic) + ", the launch gave " + std::to_string(l.smem) + " bytes)");
-    check_shared_race(f, a, dynamic);
+    check_shared_race(f, a, b, dynamic);
+    return;
+  }
+  if (Block* peer = peer_at(b, a.address)) {
+    check_remote(f, a, *peer);
     return;
   }
   const size_t variable = a.address - reinterpret_cast<uintptr_t>(w.static_begin);
   if (variable < w.static_size) {
-    check_shared_race(f, a, MAX_DYN_SMEM + variable);
+    check_shared_race(f, a, b, MAX_DYN_SMEM + variable);
     return;
   }
   if (Alloc* alloc = find_alloc(w, a.address)) {

@@ -2,7 +2,8 @@
 //
 // Races are found with a vector clock per warp (and one for the TMA unit), refined inside a warp by an epoch that
 // __syncwarp and barriers advance. __syncthreads, named barriers and mbarriers order accesses of a block; between
-// the blocks of a launch only a fence, an atomic that another block's atomic reads, and a fence there do. Shuffles,
+// the blocks of a launch only a fence, an atomic that another block's atomic reads, and a fence there do, and between
+// the blocks of a cluster its barrier. Shuffles,
 // votes and mma order nothing. Shared memory is tracked byte by byte with the last read of every warp; global
 // memory with the last two reads and writes of every 4 bytes, so a race there can be missed, but none invented.
 #pragma once
@@ -44,10 +45,11 @@ struct SharedShadow {
   explicit SharedShadow(size_t static_size);
   ~SharedShadow();
   struct Write* writes;  // one per byte: dynamic shared memory, then the __shared__ variables
-  struct Read* reads;    // one per byte and warp
+  struct Read* reads;    // one per byte and warp, and one for each block of the cluster
   size_t bytes;
 };
-void check_shared_race(Fiber&, const Access&, size_t offset);
+// An access to the shared memory of `owner`, the thread's own block or one of its cluster.
+void check_shared_race(Fiber&, const Access&, Block& owner, size_t offset);
 void check_global_race(Fiber&, const Access&, Alloc&);
 void release_shadow(Alloc&);
 
@@ -58,6 +60,14 @@ void join_knowledge(Block&, uint32_t warps, uint32_t lanes);
 void order_atomic(Fiber&, uintptr_t p, bool writes);
 // Whether the thread knows thread `tid` of block `serial` to have come past `clock` (clocks of its warp).
 bool knows(const Fiber&, uint32_t serial, uint16_t tid, uint32_t clock);
+
+KnowledgePtr merged(const KnowledgePtr&, const KnowledgePtr&);
+
+// ---- cluster.cpp ----
+// An access to the dynamic shared memory of a peer.
+void check_remote(Fiber&, const Access&, Block& peer);
+// Fails where a peer may still use the shared memory of a block whose last thread has ended.
+std::string unfinished_use(const Block&);
 
 // ---- symbols.cpp ----
 std::string source_line(void* pc);             // "file:line" of an instruction

@@ -39,12 +39,14 @@ struct EmuStatistics {
   uint64_t launches, graph_launches, switches, collectives, barriers, accesses;
 };
 CONTROL(void) emu_statistics(EmuStatistics* out) {
+  run_pending();
   const ThreadStats& s = thread_stats();
   *out = {0, s.graph_launches, s.run.switches, s.run.collectives, s.run.barriers, s.run.accesses};
   for (const uint64_t n : s.launches) out->launches += n;
 }
 // Launches of one kernel so far; a replayed graph counts each of its kernels.
 CONTROL(uint64_t) emu_kernel_launches(const char* name) {
+  run_pending();
   const auto k = kernels().find(name);
   return k == kernels().end() ? 0 : thread_stats().launches[k->second.index];
 }

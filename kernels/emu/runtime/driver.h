@@ -44,6 +44,7 @@ enum Result : int {  // CUresult
   STREAM_CAPTURE_ISOLATION = 905,
   CAPTURED_EVENT = 907,
   STREAM_CAPTURE_WRONG_THREAD = 908,
+  INVALID_CLUSTER_SIZE = 912,
   UNKNOWN = 999,
 };
 
@@ -91,9 +92,11 @@ struct Node {
   enum Kind { KernelLaunch, Copy, Set, HostCall } kind;
   // kernel
   Function* function = nullptr;
-  dim3 grid, block;
+  dim3 grid, block, cluster;
   unsigned smem = 0;
+  bool dependent = false;             // may run ahead of the launch in front, up to griddepcontrol.wait
   std::vector<unsigned char> params;  // packed
+  struct Stream* stream = nullptr;    // that it was put on, for comparison only
   // copy and set
   uintptr_t dst = 0, src = 0;
   bool dst_device = false, src_device = false;
@@ -127,6 +130,10 @@ struct Stream {
   unsigned flags = 0;
   int priority = 0;
   std::shared_ptr<Capture> capture;
+  // Launches that wait for what comes behind them: a dependent launch runs ahead of them.
+  std::mutex running;  // held while they are taken and run
+  std::vector<Node> pending;
+  ThreadOptions options;  // of the thread that launched them
 };
 struct Event {
   unsigned flags = 0;
@@ -161,6 +168,12 @@ class Handles {
     std::lock_guard<std::mutex> lock(mutex_);
     live_.clear();
   }
+  std::vector<T*> all() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<T*> out;
+    for (const auto& t : live_) out.push_back(t.first);
+    return out;
+  }
 
  private:
   std::mutex mutex_;
@@ -177,6 +190,7 @@ struct ThreadStats {
   Stats run{};
   std::vector<uint64_t> launches;  // by kernel index; a replay counts each of its kernels
   uint64_t graph_launches = 0;
+  Stream* launched_on = nullptr;  // may hold launches of this thread
   std::string last_error;
   Result last_code = SUCCESS;  // that the message belongs to
 };
@@ -185,15 +199,28 @@ ThreadOptions& thread_options();
 
 // Sets the thread's last error message and returns `code`.
 Result error(Result code, std::string message);
-// Start of a call that needs a context: an error when there is none, or a sticky one.
-Result enter();
-// The stream, null for the legacy default stream; false when the handle is not live.
+// Start of a call that needs a context: an error when there is none, or a sticky one. Runs the calling thread's pending
+// launches, unless the call is a launch or a preparation of one.
+Result enter(bool launch = false);
+// The stream, null for the legacy default stream; false when the handle is not live. Runs its pending launches.
 bool stream_of(void* handle, Stream*& out);
 // Start of a call that a capture forbids (`call` names it): invalidates the capture it meets.
 Result forbid_while_capturing(const char* call);
-// Runs the node now, or records it when `stream` is being captured.
+// Runs the node, now or, where a dependent launch may follow it, at the next call that is no launch; records it when
+// `stream` is being captured.
 Result enqueue(Stream* stream, Node&& node);
-Result execute(const Node&);
-// Parameters, grid and block of a launch, checked as the driver does.
-Result make_launch(void* function, dim3 grid, dim3 block, unsigned smem, void** params, void** extra, Node& out);
+// ---- driver_order.cpp ----
+// Runs nodes in order, dependent launches ahead of what is in front of them.
+Result execute(const std::vector<Node>& nodes, const ThreadOptions&);
+// Puts a launch on a stream that is not captured.
+Result launch_later(Stream&, Node&&);
+void run_pending(Stream&);
+// Those of the calling thread.
+void run_pending();
+// Those of all streams.
+void run_all_pending();
+// Parameters, grid, block and cluster of a launch, checked as the driver does.
+Result make_launch(void* function, dim3 grid, dim3 block, dim3 cluster, unsigned smem, void** params, void** extra, Node& out);
+// Whether a handle is a function of a loaded module.
+bool is_live(const Function*);
 }  // namespace emu

@@ -40,6 +40,7 @@ constexpr ErrorText ERRORS[] = {
     {STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"},
     {STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
     {STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
+    {INVALID_CLUSTER_SIZE, "CUDA_ERROR_INVALID_CLUSTER_SIZE", "invalid cluster size"},
     {CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
     {STREAM_CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
      "attempt to terminate a thread-local capture sequence from another thread"},
@@ -136,7 +137,8 @@ Result error(Result code, std::string message) {
   return code;
 }
 
-Result enter() {
+Result enter(bool launch) {
+  if (!launch) run_pending();
   if (!initialised) return error(NOT_INITIALIZED, "cuInit has not been called");
   if (!tls.context) return error(INVALID_CONTEXT, "no context is current in this thread");
   Context& c = *tls.context;
@@ -150,6 +152,7 @@ bool stream_of(void* handle, Stream*& out) {
   const auto h = reinterpret_cast<uintptr_t>(handle);
   if (h <= 2) return true;  // null, CU_STREAM_LEGACY, CU_STREAM_PER_THREAD
   out = streams().get(handle);
+  if (out) run_pending(*out);
   return out != nullptr;
 }
 }  // namespace emu
@@ -276,6 +279,7 @@ API cuDevicePrimaryCtxRetain(void** c, int d) {
 }
 API cuDevicePrimaryCtxRelease_v2(int d) {
   if (d != 0) return INVALID_DEVICE;
+  run_all_pending();
   Context& c = primary();
   std::lock_guard<std::mutex> lock(c.mutex);
   if (!c.references) return error(INVALID_CONTEXT, "the primary context is not retained");
@@ -313,6 +317,8 @@ API cuCtxGetDevice(int* d) {
   return SUCCESS;
 }
 API cuCtxSynchronize() {
+  if (const Result r = enter()) return r;
+  run_all_pending();
   if (const Result r = enter()) return r;
   return forbid_while_capturing("cuCtxSynchronize");
 }

@@ -34,11 +34,17 @@ Result enqueue(Stream* s, Node&& node) {
       if ((c->mode == GLOBAL || c->owner == std::this_thread::get_id()) && !(c->origin->flags & 1))
         return invalidate(*c, STREAM_CAPTURE_UNSUPPORTED, "work on the default stream while a blocking stream is captured");
   }
-  if (!s || !s->capture) return execute(node);
+  if (!s || !s->capture) {
+    if (s && node.kind == Node::KernelLaunch && device().cc >= 90) return launch_later(*s, std::move(node));
+    std::vector<Node> nodes;
+    nodes.push_back(std::move(node));
+    return execute(nodes, thread_options());
+  }
   Capture& c = *s->capture;
   if (c.invalidated) return error(STREAM_CAPTURE_INVALIDATED, "the capture was invalidated by an earlier error");
   ++c.ops[s];
   if (s != c.origin) c.open.insert(s);
+  node.stream = s;
   c.graph->nodes.push_back(std::move(node));
   return SUCCESS;
 }
@@ -61,6 +67,7 @@ API cuStreamDestroy_v2(void* h) {
   if (const Result r = enter()) return r;
   Stream* s = streams().get(h);
   if (!s) return error(INVALID_HANDLE, "cuStreamDestroy: not a live stream");
+  run_pending(*s);
   if (s->capture) {  // ends with its stream
     std::lock_guard<std::mutex> lock(captures_mutex);
     auto& all = captures();
@@ -75,7 +82,8 @@ API cuStreamSynchronize(void* h) {
   Stream* s;
   if (!stream_of(h, s)) return error(INVALID_HANDLE, "cuStreamSynchronize: not a live stream");
   if (s && s->capture) return invalidate(*s->capture, STREAM_CAPTURE_UNSUPPORTED, "cuStreamSynchronize of a captured stream");
-  return forbid_while_capturing("cuStreamSynchronize");
+  if (const Result r = forbid_while_capturing("cuStreamSynchronize")) return r;
+  return enter();  // what another thread has launched may have faulted just now
 }
 API cuStreamQuery(void* h) {
   if (const Result r = enter()) return r;
@@ -290,11 +298,9 @@ API cuGraphLaunch(void* h, void* stream) {
   Stream* s;
   if (!e || !stream_of(stream, s)) return error(INVALID_HANDLE, "cuGraphLaunch: not a live graph or stream");
   ++thread_stats().graph_launches;
-  for (const Node& n : e->nodes) {
+  if (!s || !s->capture) return execute(e->nodes, thread_options());
+  for (const Node& n : e->nodes)
     if (const Result r = enqueue(s, Node(n))) return r;
-    std::lock_guard<std::mutex> lock(primary().mutex);
-    if (primary().sticky) break;  // a kernel faulted: nothing after it runs
-  }
   return SUCCESS;
 }
 API cuGraphGetNodes(void* h, void** nodes, size_t* count) {

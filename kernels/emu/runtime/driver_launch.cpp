@@ -1,4 +1,4 @@
-// Driver: modules from manifests, functions, launches.
+// Driver: modules from manifests, functions, launches, tensor maps.
 //
 // A manifest is text: `ARCLET-EMU-MANIFEST`, then `arch <sm>` and the names of the kernels built for it, one per
 // line, then possibly further architectures; a zero byte ends it.
@@ -41,9 +41,8 @@ std::set<Function*>& live_functions() {
   return *s;
 }
 Function* function_of(void* handle) {
-  std::lock_guard<std::mutex> lock(functions_mutex);
   Function* f = static_cast<Function*>(handle);
-  return live_functions().count(f) ? f : nullptr;
+  return is_live(f) ? f : nullptr;
 }
 
 Result load(void** out, const void* image) {
@@ -82,52 +81,6 @@ Result load(void** out, const void* image) {
 
 std::string text_of(dim3 d) { return "(" + std::to_string(d.x) + "," + std::to_string(d.y) + "," + std::to_string(d.z) + ")"; }
 
-// Runs a launch; its fault becomes the context's sticky error, and the launch itself succeeds, as on a device.
-Result run(const Node& n) {
-  const Kernel& k = *n.function->kernel;
-  const ThreadOptions& o = thread_options();
-  const KernelInfo* info = o.check ? k.checked : k.plain;
-  if (!info) return error(NOT_FOUND, n.function->name + ": not built " + (o.check ? "with" : "without") + " the access hooks");
-  // pointers to the parameters, then the parameters, each aligned for anything CUDA passes by value
-  constexpr size_t ALIGN = 64;
-  const auto up = [](size_t x) { return (x + ALIGN - 1) & ~(ALIGN - 1); };
-  size_t bytes = up(8 * (size_t)info->params);
-  for (unsigned i = 0; i < info->params; ++i) bytes += up(info->sizes[i]);
-  std::unique_ptr<unsigned char, decltype(&free)> memory(static_cast<unsigned char*>(aligned_alloc(ALIGN, bytes + ALIGN)), free);
-  void** pointers = reinterpret_cast<void**>(memory.get());
-  unsigned char* at = memory.get() + up(8 * (size_t)info->params);
-  const unsigned char* from = n.params.data();
-  for (unsigned i = 0; i < info->params; ++i) {
-    memcpy(at, from, info->sizes[i]);
-    pointers[i] = at;
-    at += up(info->sizes[i]);
-    from += info->sizes[i];
-  }
-  Launch l;
-  l.entry = info->entry;
-  l.params = pointers;
-  l.params_begin = reinterpret_cast<uintptr_t>(memory.get());
-  l.params_end = l.params_begin + bytes;
-  l.grid = n.grid;
-  l.block = n.block;
-  l.threads = n.block.x * n.block.y * n.block.z;
-  l.smem = n.smem;
-  l.order = o.order;
-  l.checked = o.check;
-  l.workers = o.os_threads ? o.os_threads : 1;
-  l.blocks = n.grid.x * n.grid.y * n.grid.z;
-  ThreadStats& st = thread_stats();
-  ++st.launches[k.index];
-  const std::string fault = run_launch(l, st.run);
-  if (fault.empty()) return SUCCESS;
-  error(LAUNCH_FAILED, "kernel " + n.function->name + ": " + fault);
-  std::lock_guard<std::mutex> lock(primary().mutex);
-  if (!primary().sticky) {
-    primary().sticky = LAUNCH_FAILED;
-    primary().fault = st.last_error;
-  }
-  return SUCCESS;
-}
 }  // namespace
 
 Function::Function(Module* m, std::string n, const Kernel* k) : module(m), name(std::move(n)), kernel(k) {
@@ -139,8 +92,13 @@ Function::~Function() {
   live_functions().erase(this);
 }
 
-Result make_launch(void* handle, dim3 grid, dim3 block, unsigned smem, void** params, void** extra, Node& out) {
-  if (const Result r = enter()) return r;
+bool is_live(const Function* f) {
+  std::lock_guard<std::mutex> lock(functions_mutex);
+  return live_functions().count(const_cast<Function*>(f)) != 0;
+}
+
+Result make_launch(void* handle, dim3 grid, dim3 block, dim3 cluster, unsigned smem, void** params, void** extra, Node& out) {
+  if (const Result r = enter(true)) return r;
   Function* f = function_of(handle);
   if (!f) return error(INVALID_HANDLE, "launch: not a function of a loaded module");
   const std::string name = "launch of " + f->name + ": ";
@@ -151,6 +109,11 @@ Result make_launch(void* handle, dim3 grid, dim3 block, unsigned smem, void** pa
   if (blocks > 0x7fffffffu) return error(NOT_SUPPORTED, name + "grid " + text_of(grid) + " has more blocks than are emulated");
   if (!threads || block.x > MAX_THREADS || block.y > MAX_THREADS || block.z > 64 || threads > MAX_THREADS)
     return error(INVALID_VALUE, name + "block " + text_of(block));
+  const uint64_t size = (uint64_t)cluster.x * cluster.y * cluster.z;
+  if (size > 1 && device().cc < 90) return error(NOT_SUPPORTED, name + "clusters need compute capability 9.0");
+  if (!size || size > MAX_CLUSTER || grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z)
+    return error(INVALID_CLUSTER_SIZE, name + "cluster " + text_of(cluster) + " of a grid " + text_of(grid) + ", at most " +
+                                           std::to_string(MAX_CLUSTER) + " blocks that divide it expected");
   if (smem > f->max_dynamic)
     return error(INVALID_VALUE, name + std::to_string(smem) + " bytes of dynamic shared memory, the function allows " +
                                     std::to_string(f->max_dynamic) + " (cuFuncSetAttribute raises it)");
@@ -160,6 +123,7 @@ Result make_launch(void* handle, dim3 grid, dim3 block, unsigned smem, void** pa
   out.function = f;
   out.grid = grid;
   out.block = block;
+  out.cluster = cluster;
   out.smem = smem;
   for (unsigned i = 0; i < info->params; ++i) {
     if (!params[i]) return error(INVALID_VALUE, name + "parameter " + std::to_string(i) + " is null");
@@ -167,31 +131,6 @@ Result make_launch(void* handle, dim3 grid, dim3 block, unsigned smem, void** pa
     out.params.insert(out.params.end(), p, p + info->sizes[i]);
   }
   return SUCCESS;
-}
-
-Result execute(const Node& n) {
-  const auto at = [](uintptr_t p) { return reinterpret_cast<unsigned char*>(p); };
-  switch (n.kind) {
-    case Node::KernelLaunch: {
-      if (!function_of(n.function)) return error(INVALID_HANDLE, "graph: a kernel's module was unloaded");
-      return run(n);
-    }
-    case Node::Copy: {
-      // a recorded copy meets whatever is there at the replay
-      std::string e = n.dst_device ? check_device_range(n.dst, n.bytes) : std::string();
-      if (e.empty() && n.src_device) e = check_device_range(n.src, n.bytes);
-      if (!e.empty()) return error(INVALID_VALUE, "copy: " + e);
-      memmove(at(n.dst), at(n.src), n.bytes);
-      return SUCCESS;
-    }
-    case Node::Set: {
-      if (std::string e = check_device_range(n.dst, n.bytes); !e.empty()) return error(INVALID_VALUE, "fill: " + e);
-      for (size_t i = 0; i < n.bytes; i += n.width) memcpy(at(n.dst) + i, &n.value, n.width);
-      return SUCCESS;
-    }
-    case Node::HostCall: n.host(n.user); return SUCCESS;
-  }
-  return UNKNOWN;
 }
 }  // namespace emu
 
@@ -201,11 +140,12 @@ API cuModuleLoadData(void** m, const void* image) { return load(m, image); }
 API cuModuleLoadDataEx(void** m, const void* image, unsigned, int*, void**) { return load(m, image); }
 API cuModuleLoadFatBinary(void** m, const void* image) { return load(m, image); }
 API cuModuleUnload(void* m) {
+  run_all_pending();
   if (const Result r = enter()) return r;
   return modules().remove(m) ? SUCCESS : error(INVALID_HANDLE, "cuModuleUnload: not a loaded module");
 }
 API cuModuleGetFunction(void** out, void* module, const char* name) {
-  if (const Result r = enter()) return r;
+  if (const Result r = enter(true)) return r;
   Module* m = modules().get(module);
   if (!m) return error(INVALID_HANDLE, "cuModuleGetFunction: not a loaded module");
   const auto f = m->functions.find(name);
@@ -220,7 +160,7 @@ API cuModuleGetGlobal_v2(uint64_t*, size_t*, void*, const char* name) {
 }
 
 API cuFuncGetAttribute(int* v, int attribute, void* handle) {
-  if (const Result r = enter()) return r;
+  if (const Result r = enter(true)) return r;
   Function* f = function_of(handle);
   if (!f) return error(INVALID_HANDLE, "cuFuncGetAttribute: not a function of a loaded module");
   switch (attribute) {
@@ -234,7 +174,7 @@ API cuFuncGetAttribute(int* v, int attribute, void* handle) {
   return SUCCESS;
 }
 API cuFuncSetAttribute(void* handle, int attribute, int v) {
-  if (const Result r = enter()) return r;
+  if (const Result r = enter(true)) return r;
   Function* f = function_of(handle);
   if (!f) return error(INVALID_HANDLE, "cuFuncSetAttribute: not a function of a loaded module");
   if (attribute != 8) return SUCCESS;  // carveout and cluster preferences change nothing here
@@ -262,11 +202,14 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, void* f, int threads, si
 }
 
 namespace {
-Result launch_on(void* f, dim3 grid, dim3 block, unsigned smem, void* stream, void** params, void** extra) {
+Result launch_on(void* f, dim3 grid, dim3 block, dim3 cluster, bool dependent, unsigned smem, void* stream, void** params,
+                 void** extra) {
   Node node{};
-  if (const Result r = make_launch(f, grid, block, smem, params, extra, node)) return r;
-  Stream* s;
-  if (!stream_of(stream, s)) return error(INVALID_HANDLE, "launch: not a live stream");
+  if (const Result r = make_launch(f, grid, block, cluster, smem, params, extra, node)) return r;
+  node.dependent = dependent;
+  const auto h = reinterpret_cast<uintptr_t>(stream);
+  Stream* s = h <= 2 ? nullptr : streams().get(stream);  // null: the default stream
+  if (h > 2 && !s) return error(INVALID_HANDLE, "launch: not a live stream");
   return enqueue(s, std::move(node));
 }
 struct LaunchConfig {  // CUlaunchConfig
@@ -278,6 +221,7 @@ struct LaunchConfig {  // CUlaunchConfig
     union {
       char bytes[64];
       unsigned cluster[3];
+      int flag;
     };
   }* attributes;
   unsigned count;
@@ -287,21 +231,25 @@ static_assert(sizeof(LaunchConfig) == 56 && sizeof(LaunchConfig::Attribute) == 7
 
 API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned smem,
                    void* stream, void** params, void** extra) {
-  return launch_on(f, {gx, gy, gz}, {bx, by, bz}, smem, stream, params, extra);
+  return launch_on(f, {gx, gy, gz}, {bx, by, bz}, {}, false, smem, stream, params, extra);
 }
 API cuLaunchKernelEx(const LaunchConfig* c, void* f, void** params, void** extra) {
   if (!c) return error(INVALID_VALUE, "cuLaunchKernelEx: null configuration");
+  dim3 cluster;
+  bool dependent = false;
   for (unsigned i = 0; i < c->count; ++i) {
     const auto& a = c->attributes[i];
     if (a.id < 0 || a.id > 16) return error(INVALID_VALUE, "cuLaunchKernelEx: unknown attribute " + std::to_string(a.id));
-    if (a.id == 4 && (a.cluster[0] > 1 || a.cluster[1] > 1 || a.cluster[2] > 1))
-      return error(NOT_SUPPORTED, "cuLaunchKernelEx: clusters are not emulated");
+    if (a.id == 4) cluster = {a.cluster[0], a.cluster[1], a.cluster[2]};
+    if (a.id == 6) dependent = a.flag != 0;
   }
-  return launch_on(f, {c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, c->smem, c->stream, params, extra);
+  if (dependent && device().cc < 90)
+    return error(NOT_SUPPORTED, "cuLaunchKernelEx: programmatic stream serialization needs compute capability 9.0");
+  return launch_on(f, {c->gx, c->gy, c->gz}, {c->bx, c->by, c->bz}, cluster, dependent, c->smem, c->stream, params, extra);
 }
 API cuLaunchCooperativeKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                               unsigned smem, void* stream, void** params) {
-  return launch_on(f, {gx, gy, gz}, {bx, by, bz}, smem, stream, params, nullptr);
+  return launch_on(f, {gx, gy, gz}, {bx, by, bz}, {}, false, smem, stream, params, nullptr);
 }
 API cuLaunchHostFunc(void* stream, void (*fn)(void*), void* user) {
   if (const Result r = enter()) return r;
@@ -314,18 +262,26 @@ API cuLaunchHostFunc(void* stream, void (*fn)(void*), void* user) {
   return enqueue(s, std::move(node));
 }
 
-// Rank 2, no interleave, zero fill: what the TMA emulation reads.
+// Rank 2, no interleave, zero fill: what the TMA emulation reads. Refuses what the driver refuses.
 API cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* base, const uint64_t* dims, const uint64_t* strides,
-                           const unsigned* box, const unsigned* element_strides, int interleave, int swizzle, int, int) {
+                           const unsigned* box, const unsigned* element_strides, int interleave, int swizzle, int, int fill) {
   constexpr unsigned SIZES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};  // u8 u16 u32 i32 u64 i64 f16 f32 f64 bf16
+  const auto refuse = [](const std::string& why) { return error(INVALID_VALUE, "cuTensorMapEncodeTiled: " + why); };
   if (device().cc < 90) return error(NOT_SUPPORTED, "cuTensorMapEncodeTiled: the device has no TMA");
-  if (rank != 2 || interleave || (swizzle != 0 && swizzle != 3) || type < 0 || type > 9)
-    return error(NOT_SUPPORTED, "cuTensorMapEncodeTiled: only rank 2, no interleave, no or 128-byte swizzle are emulated");
+  if (rank != 2 || interleave || fill || (swizzle != 0 && swizzle != 3) || type < 0 || type > 9)
+    return error(NOT_SUPPORTED, "cuTensorMapEncodeTiled: only rank 2, no interleave, zero fill, and no or 128-byte swizzle are emulated");
+  if (!out || (uintptr_t)out % 64) return refuse("the map is not aligned to 64 bytes");
   const unsigned elem = SIZES[type];
-  const bool fits = (uintptr_t)base % 16 == 0 && strides[0] % 16 == 0 && box[0] && box[1] && box[0] <= 256 && box[1] <= 256 &&
-                    element_strides[0] == 1 && element_strides[1] == 1 && box[0] * elem % 16 == 0 &&
-                    (swizzle == 0 || box[0] * elem <= 128) && strides[0] >= dims[0] * elem;
-  if (!out || (uintptr_t)out % 64 || !fits) return error(INVALID_VALUE, "cuTensorMapEncodeTiled: alignment, stride or box");
+  if (!base || (uintptr_t)base % 16) return refuse("the address is not a multiple of 16 bytes");
+  if (strides[0] % 16 || strides[0] >= 1ull << 40) return refuse("the stride is not a multiple of 16 bytes below 2^40");
+  for (int i = 0; i < 2; ++i) {
+    if (!dims[i] || dims[i] > 1ull << 32) return refuse("dimension " + std::to_string(i) + " is " + std::to_string(dims[i]));
+    if (!box[i] || box[i] > 256) return refuse("box " + std::to_string(box[i]) + ", 1 to 256 expected");
+    if (element_strides[i] != 1) return error(NOT_SUPPORTED, "cuTensorMapEncodeTiled: element strides other than 1 are not emulated");
+  }
+  if (strides[0] < dims[0] * elem) return refuse("the stride is less than a row");
+  if (box[0] * elem % 16) return refuse("a row of the box is not a multiple of 16 bytes");
+  if (swizzle == 3 && box[0] * elem > 128) return refuse("a row of the box has more than 128 bytes, the span of the swizzle");
   const TensorMap m{static_cast<const char*>(base), dims[0], dims[1], strides[0], box[0], box[1], elem, swizzle == 3};
   memset(out, 0, 128);
   memcpy(out, &m, sizeof m);

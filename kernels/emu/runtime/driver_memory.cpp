@@ -85,7 +85,10 @@ API cuMemAllocAsync(uint64_t* p, size_t n, void* stream) {
   if (!stream_of(stream, s)) return error(INVALID_HANDLE, "cuMemAllocAsync: not a live stream");
   return allocate(p, n, "cuMemAllocAsync");
 }
-API cuMemFree_v2(uint64_t p) { return release(p, "cuMemFree"); }
+API cuMemFree_v2(uint64_t p) {
+  run_all_pending();  // it synchronises the device
+  return release(p, "cuMemFree");
+}
 API cuMemFreeAsync(uint64_t p, void* stream) {
   Stream* s;
   if (!stream_of(stream, s)) return error(INVALID_HANDLE, "cuMemFreeAsync: not a live stream");

@@ -1,5 +1,5 @@
 // Hopper: named barriers, mbarriers, TMA tile loads and wgmma. TMA loads land only when no thread can run; wgmma
-// reads its operands and adds to its accumulators at the wait.
+// reads its operands and adds to its accumulators at the wait, and until then the accumulators are NaN.
 #include <algorithm>
 #include "check.h"
 #include "numbers.h"
@@ -96,29 +96,28 @@ void tma_load_2d(void* dst, const void* map, uint64_t* bar, int x, int y, Site s
 }
 
 void deliver_tma(Block& b, const TmaLoad& t) {
+  constexpr uint32_t CHUNK = 16;  // bytes that the swizzle moves together
   const TensorMap& m = t.map;
   Fiber& f = b.fiber(t.tid);
   const size_t row_bytes = (size_t)m.box0 * m.elem;
+  const int64_t columns = (int64_t)m.dim0, per_chunk = CHUNK / m.elem;
   for (uint32_t r = 0; r < m.box1; ++r)
-    for (uint32_t c = 0; c < m.box0; ++c) {
-      const int64_t gx = (int64_t)t.x + c, gy = (int64_t)t.y + r;
-      size_t offset = r * row_bytes + c * m.elem;
+    for (int64_t c = 0; c < m.box0; c += per_chunk) {
+      size_t offset = r * row_bytes + (size_t)c * m.elem;
       if (m.swizzle128) offset ^= (offset >> 7 & 7) << 4;
       char* to = t.dst + offset;
-      const bool inside = gx >= 0 && gy >= 0 && (uint64_t)gx < m.dim0 && (uint64_t)gy < m.dim1;
-      const char* from = m.base + (uint64_t)gy * m.stride1 + (uint64_t)gx * m.elem;
+      // the elements of the chunk that exist
+      const int64_t y = (int64_t)t.y + r, x = t.x + c, first = std::max<int64_t>(x, 0), last = std::min(x + per_chunk, columns);
+      const bool inside = y >= 0 && y < (int64_t)m.dim1 && first < last;
+      const char* from = m.base + y * (int64_t)m.stride1 + first * m.elem;
+      const auto bytes = inside ? (uint32_t)((last - first) * m.elem) : 0;
       if (b.launch->checked) {
-        Access a{reinterpret_cast<uintptr_t>(to), m.elem, true, false, false, TMA_TID, &t.clocks, nullptr, t.site};
-        check(f, a);
-        if (inside) {
-          a.address = reinterpret_cast<uintptr_t>(from);
-          a.write = false;
-          a.tid = t.tid;
-          check(f, a);
-        }
+        check(f, {reinterpret_cast<uintptr_t>(to), CHUNK, true, false, false, TMA_TID, &t.clocks, nullptr, t.site});
+        for (uint32_t i = 0; i < bytes; i += m.elem)
+          check(f, {reinterpret_cast<uintptr_t>(from + i), m.elem, false, false, false, t.tid, &t.clocks, nullptr, t.site});
       }
-      if (inside) memcpy(to, from, m.elem);
-      else memset(to, 0, m.elem);
+      memset(to, 0, CHUNK);
+      if (inside) memcpy(to + (first - x) * m.elem, from, bytes);
     }
   Clocks& at_barrier = b.mbar_clocks[t.bar];
   at_barrier.join(t.clocks);
@@ -128,59 +127,78 @@ void deliver_tma(Block& b, const TmaLoad& t) {
 }
 
 namespace {
+constexpr unsigned K = 16;  // of one product
 struct WgmmaArg {
   Fiber* fiber;
   size_t end;
 };
-// Address of element (row, k) of a K-major operand with 128-byte swizzle, as an offset in shared memory.
-uint32_t operand_offset(uint64_t desc, unsigned row, unsigned k) {
+WgmmaSums& sums_of(Fiber& f, const float* d) {
+  return *std::find_if(f.wgmma_sums.begin(), f.wgmma_sums.end(), [&](const WgmmaSums& s) { return s.d == d; });
+}
+// Row `row` of a K-major operand with 128-byte swizzle: 16 values of k, read now.
+void read_row(Fiber& f, const Wgmma& op, uint64_t desc, unsigned row, float (&out)[K]) {
+  const Block& b = *f.block;
   const uint32_t start = (uint32_t)(desc & 0x3fff) << 4, group = (uint32_t)(desc >> 32 & 0x3fff) << 4;
-  uint32_t offset = start + row / 8 * group + row % 8 * 128 + k * 2;
-  return offset ^ (offset >> 7 & 7) << 4;
+  for (unsigned k = 0; k < K; k += 8) {
+    uint32_t offset = start + row / 8 * group + row % 8 * 128 + k * 2;
+    offset ^= (offset >> 7 & 7) << 4;
+    const unsigned char* from = b.smem + offset;
+    require_shared(f, from, 16, "wgmma operand", op.site);
+    if (b.launch->checked) {
+      Access a = Access::of_op(from, 16, false, op.site);
+      a.all_lanes = true;
+      a.tid = (uint16_t)f.tid;
+      check(f, a);
+    }
+    uint16_t v[8];
+    memcpy(v, from, sizeof v);
+    for (unsigned i = 0; i < 8; ++i) out[k + i] = op.bf16 ? float_of_bf16(v[i]) : float_of_f16(v[i]);
+  }
 }
 // One warp's 16 rows of every m64 n k16 product up to `end`; operands are read now.
 void wgmma_all(void* const (&arg)[32], uint32_t mask) {
   const WgmmaArg& first = *static_cast<WgmmaArg*>(arg[0]);
   Fiber& f = *first.fiber;
   if (mask != 0xffffffffu) fail_at(f, "wgmma: the warp has not converged", f.site);
-  Block& b = *f.block;
   for (size_t i = 0; i < first.end; ++i) {
     const Wgmma& op = f.wgmmas[i];
     if (op.a >> 62 != 1 || op.b >> 62 != 1)
       fail_at(f, "wgmma: only the K-major descriptor with 128-byte swizzle is emulated", op.site);
-    const auto at = [&](uint64_t desc, unsigned row, unsigned k) {
-      const uint32_t offset = operand_offset(desc, row, k);
-      require_shared(f, b.smem + offset, 2, "wgmma operand", op.site);
-      if (b.launch->checked && k % 8 == 0) {
-        Access a = Access::of_op(b.smem + offset, 16, false, op.site);
-        a.all_lanes = true;
-        a.tid = (uint16_t)f.tid;
-        check(f, a);
-      }
-      uint16_t v;
-      memcpy(&v, b.smem + offset, 2);
-      return op.bf16 ? float_of_bf16(v) : float_of_f16(v);
-    };
     const unsigned row0 = f.warp->id % 4 * 16;
-    float A[16][16], B[16][256];
-    for (unsigned r = 0; r < 16; ++r)
-      for (unsigned k = 0; k < 16; ++k) A[r][k] = at(op.a, row0 + r, k);
-    for (int n = 0; n < op.n; ++n)
-      for (unsigned k = 0; k < 16; ++k) B[k][n] = at(op.b, (unsigned)n, k);
+    float A[16][K], B[K][256], row[K];
+    for (unsigned r = 0; r < 16; ++r) read_row(f, op, op.a, row0 + r, A[r]);
+    for (int n = 0; n < op.n; ++n) {
+      read_row(f, op, op.b, (unsigned)n, row);
+      for (unsigned k = 0; k < K; ++k) B[k][n] = row[k];
+    }
+    float* sums[32];
+    for (unsigned l = 0; l < 32; ++l) {
+      Fiber& lane = *static_cast<WgmmaArg*>(arg[l])->fiber;
+      sums[l] = sums_of(lane, lane.wgmmas[i].d).value.data();
+    }
     for (unsigned r = 0; r < 16; ++r) {
       float s[256] = {};
-      for (int k = 0; k < 16; ++k)
+      for (unsigned k = 0; k < K; ++k)
         for (int n = 0; n < op.n; ++n) s[n] += A[r][k] * B[k][n];
-      for (int n = 0; n < op.n; ++n) {
-        Fiber& owner = *static_cast<WgmmaArg*>(arg[r % 8 * 4 + (unsigned)n % 8 / 2])->fiber;
-        owner.wgmmas[i].d[n / 8 * 4 + (int)(r / 8) * 2 + n % 2] += s[n];
-      }
+      for (int n = 0; n < op.n; ++n) sums[r % 8 * 4 + (unsigned)n % 8 / 2][n / 8 * 4 + (int)(r / 8) * 2 + n % 2] += s[n];
     }
   }
 }
 }  // namespace
 
-void wgmma(float* d, int n, uint64_t a, uint64_t b, bool bf16, Site s) { current().wgmmas.push_back({d, n, a, b, bf16, s}); }
+void wgmma_fence() { current().wgmma_fenced = true; }
+void wgmma(float* d, int n, uint64_t a, uint64_t b, bool bf16, Site s) {
+  Fiber& f = current();
+  const auto held = [&] {
+    return std::any_of(f.wgmma_sums.begin(), f.wgmma_sums.end(), [&](const WgmmaSums& w) { return w.d == d; });
+  };
+  if (!held()) {
+    if (!f.wgmma_fenced) fail_at(f, "wgmma: no wgmma.fence since the registers were last free to change", s);
+    f.wgmma_sums.push_back({d, {d, d + n / 2}});
+    memset(d, 0xff, (size_t)n / 2 * sizeof *d);
+  }
+  f.wgmmas.push_back({d, n, a, b, bf16, s});
+}
 void wgmma_commit() {
   Fiber& f = current();
   f.wgmma_groups.push_back(f.wgmmas.size());
@@ -195,6 +213,20 @@ void wgmma_wait(int keep, Site s) {
   f.wgmmas.erase(f.wgmmas.begin(), f.wgmmas.begin() + (long)end);
   f.wgmma_groups.erase(f.wgmma_groups.begin(), f.wgmma_groups.begin() + (long)groups);
   for (size_t& e : f.wgmma_groups) e -= end;
+  f.wgmma_fenced = false;
+  // registers that no product holds any more come back
+  for (size_t i = 0; i < f.wgmma_sums.size();) {
+    const WgmmaSums& w = f.wgmma_sums[i];
+    if (std::any_of(f.wgmmas.begin(), f.wgmmas.end(), [&](const Wgmma& op) { return op.d == w.d; })) {
+      ++i;
+      continue;
+    }
+    const auto* now = reinterpret_cast<const unsigned char*>(w.d);
+    if (std::any_of(now, now + w.value.size() * sizeof(float), [](unsigned char c) { return c != 0xff; }))
+      fail_at(f, "wgmma: its registers were written before the wait", s);
+    std::copy(w.value.begin(), w.value.end(), w.d);
+    f.wgmma_sums.erase(f.wgmma_sums.begin() + (long)i);
+  }
 }
 
 }  // namespace emu

@@ -19,7 +19,6 @@ void Seen::join(const Seen& o) {
               lanes.end());
 }
 
-namespace {
 KnowledgePtr merged(const KnowledgePtr& a, const KnowledgePtr& b) {
   if (!a || a == b) return b;
   if (!b) return a;
@@ -27,7 +26,6 @@ KnowledgePtr merged(const KnowledgePtr& a, const KnowledgePtr& b) {
   for (const auto& [serial, seen] : *b) (*m)[serial].join(seen);
   return m;
 }
-}  // namespace
 
 bool knows(const Fiber& f, uint32_t serial, uint16_t tid, uint32_t clock) {
   if (!f.known) return false;

@@ -1,11 +1,12 @@
-// Races in global memory, inside a block and between the blocks of a launch: per 4 bytes two reads and two writes.
+// Races in global memory, inside a block, between the blocks of a launch, and with the launches behind it that have run
+// ahead: per 4 bytes two reads and two writes.
 #include <new>
 #include <sys/mman.h>
 #include "check.h"
 
 namespace emu {
 struct Mark {
-  uint32_t serial;  // of the block; one outside this launch means no access
+  uint32_t serial;  // of the block; one outside this launch and those ahead means no access
   uint32_t clock, epoch;
   uint16_t tid;
   uint8_t bytes : 4;    // of the four
@@ -29,7 +30,13 @@ struct Checker {
   unsigned warp;
   Mark mine;
 
-  bool stale(const Mark& m) const { return m.serial - l.first_serial >= l.blocks; }
+  bool ours(const Mark& m) const { return m.serial - l.first_serial < l.blocks; }
+  bool ahead(const Mark& m) const {
+    for (const Launch::Serials& s : l.ahead)
+      if (m.serial - s.first < s.count) return true;
+    return false;
+  }
+  bool stale(const Mark& m) const { return !ours(m) && !ahead(m); }
   bool same_warp(const Mark& m) const { return m.serial == b.serial && m.tid / 32u == warp; }
   bool races(const Mark& m) const {
     if (!(m.bytes & mine.bytes) || (m.atomic && mine.atomic) || stale(m)) return false;
@@ -40,6 +47,9 @@ struct Checker {
   }
   [[noreturn]] void fail_with(const Mark& m, const char* kind) const {
     std::string other = "thread #" + std::to_string(m.tid);
+    if (!ours(m))
+      report(f, a, "global-memory race between launches",
+             std::string(" with a ") + kind + " of a dependent launch before its griddepcontrol.wait");
     if (m.serial != b.serial) {
       const unsigned n = m.serial - l.first_serial, x = n % l.grid.x, y = n / l.grid.x % l.grid.y, z = n / (l.grid.x * l.grid.y);
       other += " of block (" + std::to_string(x) + "," + std::to_string(y) + "," + std::to_string(z) + ")";

@@ -12,6 +12,7 @@ namespace emu {
 
 constexpr unsigned MAX_THREADS = 1024;  // of a block
 constexpr unsigned MAX_WARPS = MAX_THREADS / 32;
+constexpr unsigned MAX_CLUSTER = 8;  // blocks, the portable size
 constexpr size_t PAGE = 4096;
 constexpr size_t STACK_OFFSET = 2 * PAGE;                    // slot: header page, guard page, stack
 constexpr size_t MAX_DYN_SMEM = 232448;                      // 227 KiB, the most any supported device gives a block
@@ -19,6 +20,7 @@ constexpr unsigned TMA = MAX_WARPS, AGENTS = MAX_WARPS + 1;  // clock indices: o
 constexpr uint16_t TMA_TID = 0xffff;
 
 struct Block;
+struct Cluster;
 struct Worker;
 struct Launch;
 struct Fiber;
@@ -45,7 +47,7 @@ struct Seen {
 using Knowledge = std::map<uint32_t, Seen>;  // by block serial
 using KnowledgePtr = std::shared_ptr<const Knowledge>;
 
-enum class State : uint8_t { Ready, Barrier, Collective, Mbarrier, Named, Spin, Done };
+enum class State : uint8_t { Ready, Barrier, Collective, Mbarrier, Named, Cluster, Grid, Spin, Done };
 
 struct CpAsync {
   void* dst;
@@ -59,6 +61,11 @@ struct Wgmma {
   uint64_t a, b;
   bool bf16;
   Site site;
+};
+// Accumulator registers that wgmma holds: until its wait the thread's own copy is NaN bytes, which nobody may change.
+struct WgmmaSums {
+  float* d;
+  std::vector<float> value;
 };
 struct MBar {  // the 64 bits of an mbarrier in shared memory
   uint8_t phase, magic;
@@ -75,6 +82,8 @@ struct Warp {
   uint32_t mask, arrived;
   Collective fn;
   void* arg[32];
+  uint32_t cluster_arrivals;  // at the cluster's barrier so far
+  bool cluster_open;          // arrived and not yet waited
 };
 
 struct Fiber : Thread {  // at the base of its slot
@@ -94,8 +103,10 @@ struct Fiber : Thread {  // at the base of its slot
   unsigned spins;
   std::vector<CpAsync> copies;      // issued and not waited for, oldest first
   std::vector<size_t> copy_groups;  // committed groups, as ends in `copies`
-  std::vector<Wgmma> wgmmas;
+  std::vector<Wgmma> wgmmas;  // issued and not waited for, oldest first
   std::vector<size_t> wgmma_groups;
+  std::vector<WgmmaSums> wgmma_sums;
+  bool wgmma_fenced;  // wgmma.fence since the last wait
   KnowledgePtr known, pending, fenced;  // effective; read by atomics since the last fence; as of the last fence
 };
 static_assert(sizeof(Fiber) <= PAGE, "a fiber's header fits its page");
@@ -124,15 +135,24 @@ struct Launch {
   void (*entry)(void**);
   void** params;
   uintptr_t params_begin, params_end;  // host memory that holds them
-  dim3 grid, block;
+  dim3 grid, block, cluster;
   unsigned threads;
   size_t smem;
   uint32_t order;  // 0 forward, 1 reverse, others seed a shuffle
   bool checked;
   unsigned workers;
   uint32_t first_serial, blocks;
-  std::vector<unsigned> block_order, warp_order, lane_order;
-  std::atomic<uint32_t> next_block{0};
+  unsigned cluster_size, clusters;
+  std::vector<unsigned> cluster_order, rank_order, warp_order, lane_order;
+  std::atomic<uint32_t> next_cluster{0};
+  // A dependent launch: its blocks may run up to griddepcontrol.wait before the launch in front of it, and go on once
+  // that has ended.
+  bool dependent = false, cleared = true;
+  std::vector<std::unique_ptr<Cluster>> suspended;  // blocks that have run ahead
+  struct Serials {
+    uint32_t first, count;
+  };
+  std::vector<Serials> ahead;  // of the launches behind this one whose blocks have run ahead
   std::atomic<uint64_t> progress{0};  // blocks that came on, over all workers
   std::atomic<bool> failed{false};
   std::unordered_map<uintptr_t, KnowledgePtr> released;  // by address of the atomic (checked launches: one worker)
@@ -154,12 +174,28 @@ struct Block {
   std::unordered_map<const void*, Clocks> mbar_clocks;
   std::vector<TmaLoad> tma;
   std::unique_ptr<SharedShadow> shadow;
+  Cluster* cluster = nullptr;
+  unsigned rank = 0;         // in the cluster
+  bool grid_waited = false;  // some thread has executed griddepcontrol.wait
+  struct RemoteUse {
+    uint32_t serial, clock;
+    uint16_t tid;
+  };
+  std::map<unsigned, RemoteUse> remote_uses;  // last use of this block's shared memory, by rank and warp of a peer
 
   Block();
   ~Block();
   Block(const Block&) = delete;
   Fiber& fiber(unsigned tid) const { return *reinterpret_cast<Fiber*>(slots + (size_t)tid * FIBER_SLOT); }
   void reserve(unsigned threads);
+};
+
+// Blocks that run together and read each other's dynamic shared memory; a single block where there are no clusters.
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;  // by rank
+  uint32_t phase = 0;                          // of its barrier: completed so far
+  Knowledge arrived;                           // what the warps that have arrived release
+  KnowledgePtr visible;                        // released by the last completed phase
 };
 
 // One OS thread that runs blocks.
@@ -197,12 +233,22 @@ void start_fiber(Fiber&);  // next switch enters the kernel from the top
 void install_fault_handler();
 
 // ---- schedule.cpp ----
+// Fills in what follows from the shape and the options, and gives the launch its serials.
+void prepare_launch(Launch&);
+// Runs the blocks of a dependent launch, as many as fit, until they wait for the launch in front.
+std::string run_ahead(Launch&, Stats& stats);
 // Runs all blocks; empty on success, else the message of the first error. Adds to `stats`.
 std::string run_launch(Launch&, Stats& stats);
 // A barrier among these warps: orders all their memory accesses.
 void join_warps(Block&, uint32_t warps);
 
 void release_thread_worker();  // at the end of an OS thread
+
+// ---- cluster.cpp ----
+// Completes the cluster's barrier if all warps that live have arrived.
+void settle_cluster(Cluster&);
+// The block of the cluster, other than `b`, whose dynamic shared memory holds this address; or null.
+Block* peer_at(const Block& b, uintptr_t address);
 
 // ---- hopper.cpp ----
 void deliver_tma(Block&, const TmaLoad&);

@@ -6,7 +6,6 @@ mod common;
 
 use common::{Gpu, load_manifest, ptr, ran_in_child};
 use cudarc::driver::{CudaContext, result, sys};
-use half::f16;
 use sys::CUresult as R;
 
 #[test]
@@ -111,91 +110,4 @@ fn the_real_driver_is_left_alone() {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     assert!(!maps.contains("libcuda.so"), "load() must not load the emulated driver");
     assert_eq!(arclet_emu::with_mode(arclet_emu::ALL[3], || 5), 5);
-}
-
-/// A kernel of the next issue's kind: TMA, mbarriers, wgmma; right in every mode, and its planted defects are caught.
-#[test]
-fn hopper_pieces() {
-    if ran_in_child("hopper_pieces", &[("ARCLET_EMU_CC", "90")]) {
-        return;
-    }
-    let gpu = Gpu::new();
-    let (m, n, k) = (100usize, 136usize, 320usize);
-    let values = |len: usize, seed: usize| -> Vec<f16> {
-        (0..len).map(|i| f16::from_f32(((i * 7 + seed) * 2654435761 % 1000) as f32 / 500.0 - 1.0)).collect()
-    };
-    let (a, w) = (values(m * k, 1), values(n * k, 2));
-    let (da, dw) = (gpu.stream.clone_htod(&a).unwrap(), gpu.stream.clone_htod(&w).unwrap());
-    let map = |base: u64, rows: usize| {
-        #[repr(align(64))]
-        struct Map(sys::CUtensorMap);
-        // SAFETY: plain bytes.
-        let mut map = Map(unsafe { std::mem::zeroed() });
-        let (dims, strides) = ([k as u64, rows as u64], [2 * k as u64]);
-        let (boxes, ones) = ([64u32, 128], [1u32, 1]);
-        use sys::{
-            CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_NONE, CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-        };
-        // SAFETY: arrays of the rank, alive during the call; the map is 64-byte aligned.
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map.0,
-                CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                2,
-                base as *mut _,
-                dims.as_ptr(),
-                strides.as_ptr(),
-                boxes.as_ptr(),
-                ones.as_ptr(),
-                CU_TENSOR_MAP_INTERLEAVE_NONE,
-                CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_NONE,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()
-        .unwrap();
-        map
-    };
-    let (ta, tw) = (map(ptr(&da, &gpu.stream), m), map(ptr(&dw, &gpu.stream), n));
-    let dc = gpu.stream.alloc_zeros::<f16>(m * n).unwrap();
-    let run = |kernel: &str| {
-        let f = gpu.function(kernel);
-        let smem = 4 * 32768 + 64;
-        let (c, sizes) = (ptr(&dc, &gpu.stream), [m as i32, n as i32, k as i32]);
-        let at = |p: *const ()| p as *mut std::ffi::c_void;
-        let mut slots = [at((&raw const ta).cast()), at((&raw const tw).cast()), at((&raw const c).cast())].to_vec();
-        slots.extend(sizes.iter().map(|s| at((s as *const i32).cast())));
-        // SAFETY: six parameters of the kernel's types, alive during the call.
-        unsafe {
-            let opt_in = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            sys::cuFuncSetAttribute(f, opt_in, smem).result().unwrap();
-            let stream = gpu.stream.cu_stream();
-            sys::cuLaunchKernel(f, 2, 1, 1, 384, 1, 1, smem as u32, stream, slots.as_mut_ptr(), std::ptr::null_mut())
-                .result()
-                .unwrap();
-        }
-        gpu.stream.synchronize().map_err(|_| {
-            let message = arclet_emu::last_error().unwrap();
-            arclet_emu::reset_error();
-            message
-        })
-    };
-    for mode in arclet_emu::ALL {
-        arclet_emu::with_mode(mode, || run("emutest_wgmma")).unwrap();
-        let c = gpu.stream.clone_dtoh(&dc).unwrap();
-        for (i, got) in c.iter().enumerate() {
-            let (x, y) = (&a[i / n * k..][..k], &w[i % n * k..][..k]);
-            let want: f64 = x.iter().zip(y).map(|(x, y)| x.to_f64() * y.to_f64()).sum();
-            assert!((got.to_f64() - want).abs() < 2e-3 * (1.0 + want.abs()), "{mode:?} {i}: {got}, not {want}");
-        }
-    }
-    let checked = |kernel: &str, schedule| arclet_emu::with_schedule(schedule, true, || run(kernel)).unwrap_err();
-    let message = checked("emutest_wgmma_no_empty_wait", arclet_emu::Schedule::Forward);
-    assert!(message.contains("hopper.cu:"), "{message}");
-    let message = checked("emutest_wgmma_no_barrier", arclet_emu::Schedule::Reverse);
-    assert!(message.contains("shared-memory race") && message.contains("hopper.cu:"), "{message}");
 }

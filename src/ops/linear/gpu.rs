@@ -1,11 +1,11 @@
-//! The launch of `kernels/linear.cu`.
+//! The launches of `kernels/linear.cu` and `kernels/linear_hopper.cu`.
 
 use super::{Activation, ForNorm, Geometry, Norm, Operands, Plan, Residual, Workspace, too_small};
-use crate::device::cuda::{Cuda, Launch};
+use crate::device::cuda::{Cuda, Launch, TensorMap};
 use crate::device::trace::Work;
 use crate::error::Result;
 use crate::ops::{Columns, spec, to_i32, to_u32};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 spec! {
     /// Geometry of `linear_fwd_*`.
@@ -75,9 +75,7 @@ pub(super) fn launch(
         splits: to_i32(plan.splits)?,
         k_per_split: to_i32(plan.k_per_split)?,
     };
-    let pointers = [
-        address(x)?,
-        address(weight)?,
+    let common = [
         bias,
         sums,
         optional(norm.map(|n| n.stats))?,
@@ -89,22 +87,30 @@ pub(super) fn launch(
         y_address,
         optional(scaled.as_ref().map(|s| &*s.1))?,
         optional(stats)?,
-        if plan.spread { workspace.sums.address(0)? } else { 0 },
-        if plan.spread { workspace.counters.address(0)? } else { 0 },
     ];
+    let (x, weight, blocks) = (address(x)?, address(weight)?, if plan.spread { plan.splits } else { 1 });
+    let (mut pointers, mut maps) = (common.to_vec(), Vec::new());
+    if tile.is_hopper() {
+        let bf16 = dtype == DType::BF16;
+        maps.push(TensorMap::new(x, bf16, m, g.k, tile.rows)?);
+        maps.push(TensorMap::new(weight, bf16, g.n, g.k, tile.cols)?);
+    } else {
+        pointers.splice(0..0, [x, weight]);
+        let spread = |t: &Tensor| if plan.spread { t.address(0) } else { Ok(0) };
+        pointers.extend([spread(&workspace.sums)?, spread(&workspace.counters)?]);
+    }
+    let (module, kernel) = tile.kernel(dtype);
     cuda.launch(&Launch {
-        module: "linear",
-        kernel: format!("linear_fwd_{dtype}_{}", tile.name()),
-        grid: [
-            to_u32(g.n.div_ceil(tile.cols))?,
-            to_u32(m.div_ceil(tile.rows))?,
-            if plan.spread { to_u32(plan.splits)? } else { 1 },
-        ],
+        module,
+        kernel,
+        grid: [to_u32(g.n.div_ceil(tile.cols))?, to_u32(m.div_ceil(tile.rows))?, to_u32(blocks)?],
         threads: tile.threads(dtype),
         shared_bytes: tile.shared_bytes(),
         pointers: &pointers,
         spec: bytemuck::bytes_of(&spec),
         work,
+        maps: &maps,
+        cluster: if tile.is_hopper() { to_u32(blocks)? } else { 1 },
     })
 }
 

@@ -13,19 +13,41 @@ pub struct Tile {
     pub cols: usize,
     /// Threads of a block in f16 and bf16.
     threads: u32,
+    /// k-tiles in shared memory.
+    stages: usize,
+    /// Of `linear_hopper.cu`, not `linear.cu`.
+    hopper: bool,
 }
 
-/// The tiles there are kernels for in f16 and bf16, small ones first; f32 has the first only.
+/// The tiles that `linear.cu` has for f16 and bf16, small ones first; f32 has the first only.
 pub const TILES: [Tile; 3] = [
-    Tile { rows: 64, cols: 64, threads: 128 },
-    Tile { rows: 64, cols: 128, threads: 128 },
-    Tile { rows: 128, cols: 128, threads: 256 },
+    Tile { rows: 64, cols: 64, threads: 128, stages: 4, hopper: false },
+    Tile { rows: 64, cols: 128, threads: 128, stages: 4, hopper: false },
+    Tile { rows: 128, cols: 128, threads: 256, stages: 4, hopper: false },
+];
+
+/// Those of `linear_hopper.cu`: two for few rows, and one for many.
+pub const HOPPER_TILES: [Tile; 3] = [
+    Tile { rows: 104, cols: 64, threads: 160, stages: 6, hopper: true },
+    Tile { rows: 200, cols: 64, threads: 160, stages: 5, hopper: true },
+    Tile { rows: 128, cols: 128, threads: 288, stages: 4, hopper: true },
 ];
 
 impl Tile {
-    /// The name in kernel names and in the table: `64x128`.
+    /// The name in the table: `64x128`, or `hopper_200x64`.
     pub fn name(&self) -> String {
-        format!("{}x{}", self.rows, self.cols)
+        format!("{}{}x{}", if self.hopper { "hopper_" } else { "" }, self.rows, self.cols)
+    }
+
+    /// Whether it is one of [`HOPPER_TILES`].
+    pub fn is_hopper(&self) -> bool {
+        self.hopper
+    }
+
+    /// The kernel's file and name.
+    pub(super) fn kernel(&self, dtype: DType) -> (&'static str, String) {
+        let module = if self.hopper { "linear_hopper" } else { "linear" };
+        (module, format!("{module}_fwd_{dtype}_{}x{}", self.rows, self.cols))
     }
 
     /// Threads of a block.
@@ -33,10 +55,17 @@ impl Tile {
         if dtype == DType::F32 { 256 } else { self.threads }
     }
 
-    /// Dynamic shared memory of a block (`Tile::SHARED` in `linear.cu`): four stages of 64 bytes a row of both operands,
-    /// and 12 bytes a row of y.
+    /// Dynamic shared memory of a block (`Tile::SHARED` in the kernel's file): a ring of k-tiles, 64 bytes a row of both
+    /// operands or 128 on Hopper, and 12 bytes a row of y. Hopper: also the sums, and two barriers a stage.
     pub(super) fn shared_bytes(&self) -> u32 {
-        (4 * 64 * (self.rows + self.cols) + 12 * self.rows) as u32
+        let Self { rows, cols, stages, .. } = *self;
+        let bytes = match self.hopper {
+            false => stages * 64 * (rows + cols) + 12 * rows,
+            true => {
+                (stages * 128 * (rows + cols) + 4 * rows * (cols + 4) + 12 * rows).next_multiple_of(8) + 16 * stages
+            }
+        };
+        bytes as u32
     }
 
     fn blocks(&self, m: usize, n: usize) -> usize {
@@ -67,34 +96,53 @@ impl Plan {
 
     /// What a product with `m` rows and `n` columns needs.
     pub fn workspace(&self, m: usize, n: usize) -> WorkspaceSize {
-        match self.spread {
+        match self.spread && !self.tile.hopper {
             true => WorkspaceSize { sums: self.splits * m * n, counters: self.tile.blocks(m, n) },
             false => WorkspaceSize::default(),
         }
     }
 }
 
-/// The plan for x [images, rows, k] and a weight [n, k]: chunks of k from the table of tuned shapes or, for a shape outside
-/// it, such that one image fills a large GPU. They are the same whatever the batch, so that the order of every sum is too;
-/// the tile follows the number of rows.
+/// The plan for x [images, rows, k] and a weight [n, k]: kernel and chunks of k from the table of tuned shapes or, for a
+/// shape outside it, such that one image fills a large GPU. They are the same whatever the batch, so that every product and
+/// the order of every sum is too; the tile follows the number of rows.
 pub fn plan(cuda: &Cuda, dtype: DType, images: usize, rows: usize, n: usize, k: usize) -> Plan {
     let m = images * rows;
+    // Both have to be whole 16-byte blocks for TMA, which reads rows of k and is followed by stores of rows of n.
+    let hopper = cuda.hopper() && dtype != DType::F32 && n.is_multiple_of(8) && k.is_multiple_of(8);
     let tuned = (dtype != DType::F32).then(|| tuned(&cuda.arch(), rows, n, k)).flatten();
-    let splits = tuned.map_or_else(|| splits(rows, n, k), |(_, splits)| splits);
+    let tuned = tuned.filter(|(tile, _)| hopper || !tile.hopper);
+    let multiprocessors = cuda.multiprocessors();
+    if tuned.map_or(hopper, |(tile, _)| tile.hopper) {
+        let [small, large, many] = HOPPER_TILES;
+        let padded = |t: Tile| rows.next_multiple_of(t.rows);
+        let one = tuned.map_or(if padded(small) < padded(large) { small } else { large }, |(tile, _)| tile);
+        let splits = tuned.map_or_else(|| splits(one, rows, n, k, MIN_HOPPER_K), |(_, splits)| splits);
+        let tile = if images > 1 && many.blocks(m, n) >= multiprocessors { many } else { one };
+        return Plan::new(tile, k, splits.min(MAX_CLUSTER), tile.blocks(m, n) < multiprocessors);
+    }
+    let splits = tuned.map_or_else(|| splits(TILES[0], rows, n, k, MIN_K), |(_, splits)| splits);
     let tile = match tuned {
         Some((tile, _)) if images == 1 => tile,
         // The larger tiles copy whole 16-byte blocks.
         _ if dtype == DType::F32 || !k.is_multiple_of(8) => TILES[0],
         // The largest that still gives every multiprocessor two blocks.
-        _ => *TILES.iter().rev().find(|t| t.blocks(m, n) >= 2 * cuda.multiprocessors()).unwrap_or(&TILES[0]),
+        _ => *TILES.iter().rev().find(|t| t.blocks(m, n) >= 2 * multiprocessors).unwrap_or(&TILES[0]),
     };
-    Plan::new(tile, k, splits, tile.blocks(m, n) < cuda.multiprocessors())
+    Plan::new(tile, k, splits, tile.blocks(m, n) < multiprocessors)
 }
 
-fn splits(rows: usize, n: usize, k: usize) -> usize {
-    const BLOCKS: usize = 128;
-    const MIN_K: usize = 256;
-    (BLOCKS / TILES[0].blocks(rows, n)).clamp(1, (k / MIN_K).max(1))
+/// Blocks that fill a large GPU.
+const BLOCKS: usize = 128;
+/// The least k of a chunk.
+const MIN_K: usize = 256;
+/// The same where the chunks meet in a cluster and not in memory.
+const MIN_HOPPER_K: usize = 128;
+/// Most blocks of a cluster, and so chunks of k, on every GPU that has clusters.
+pub const MAX_CLUSTER: usize = 8;
+
+fn splits(tile: Tile, rows: usize, n: usize, k: usize, min_k: usize) -> usize {
+    (BLOCKS / tile.blocks(rows, n)).clamp(1, (k / min_k).max(1))
 }
 
 /// Tile and splits of one image's product in the committed table: lines of architecture, rows, n, k, tile, splits.
@@ -104,5 +152,5 @@ fn tuned(arch: &str, rows: usize, n: usize, k: usize) -> Option<(Tile, usize)> {
     let line = TABLE.lines().find_map(|line| line.strip_prefix(&key))?;
     let mut fields = line.split('\t');
     let (tile, splits) = (fields.next()?, fields.next()?);
-    Some((*TILES.iter().find(|t| t.name() == tile)?, splits.parse().ok()?))
+    Some((*TILES.iter().chain(&HOPPER_TILES).find(|t| t.name() == tile)?, splits.parse().ok()?))
 }

@@ -20,12 +20,17 @@ unsafe impl Sync for Gpu {}
 
 impl Gpu {
     pub fn new() -> Self {
+        Self::for_arch("80")
+    }
+
+    /// With the kernels as if compiled for `arch`.
+    pub fn for_arch(arch: &str) -> Self {
         arclet_emu::load();
         let ctx = CudaContext::new(0).expect("context");
         // SAFETY: no allocation was made yet, and one stream is used.
         unsafe { ctx.disable_event_tracking() };
         let stream = ctx.new_stream().expect("stream");
-        let module = load_manifest(&arclet_emu::manifest("80")).expect("module");
+        let module = load_manifest(&arclet_emu::manifest(arch)).expect("module");
         Self { ctx, stream, module }
     }
 
@@ -36,29 +41,94 @@ impl Gpu {
 
     /// Launches with parameters given as 64-bit slots: pointers, and smaller values by bit pattern.
     pub fn launch(&self, name: &str, shape: Shape, args: &[u64]) -> Result<(), DriverError> {
+        self.launch_with(name, shape, Extra::default(), args)
+    }
+
+    /// The same with launch attributes.
+    pub fn launch_with(&self, name: &str, shape: Shape, extra: Extra, args: &[u64]) -> Result<(), DriverError> {
         let f = self.function(name);
         let Shape { grid: g, block: b, smem } = shape;
         let mut slots: Vec<*mut c_void> = args.iter().map(|a| a as *const u64 as *mut c_void).collect();
+        let mut attributes = extra.attributes();
+        let config = sys::CUlaunchConfig {
+            gridDimX: g.0,
+            gridDimY: g.1,
+            gridDimZ: g.2,
+            blockDimX: b.0,
+            blockDimY: b.1,
+            blockDimZ: b.2,
+            sharedMemBytes: smem,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
         // SAFETY: the slots outlive the call; each holds a value at least as large as the kernel's parameter.
         unsafe {
             if smem > 48 << 10 {
                 let opt_in = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 sys::cuFuncSetAttribute(f, opt_in, smem as i32).result()?;
             }
-            let (stream, slots) = (self.stream.cu_stream(), slots.as_mut_ptr());
-            sys::cuLaunchKernel(f, g.0, g.1, g.2, b.0, b.1, b.2, smem, stream, slots, std::ptr::null_mut()).result()
+            sys::cuLaunchKernelEx(&config, f, slots.as_mut_ptr(), std::ptr::null_mut()).result()
         }
     }
 
     /// Launches and waits: the kernel's fault, if it has one, as the emulator words it.
     pub fn run(&self, name: &str, shape: Shape, args: &[u64]) -> Result<(), String> {
-        self.launch(name, shape, args).map_err(|_| arclet_emu::last_error().unwrap_or_default())?;
+        self.run_with(name, shape, Extra::default(), args)
+    }
+
+    /// The same with launch attributes.
+    pub fn run_with(&self, name: &str, shape: Shape, extra: Extra, args: &[u64]) -> Result<(), String> {
+        self.launch_with(name, shape, extra, args).map_err(|_| arclet_emu::last_error().unwrap_or_default())?;
+        self.finish()
+    }
+
+    /// Waits for the stream: the fault of a kernel, cleared.
+    pub fn finish(&self) -> Result<(), String> {
         self.stream.synchronize().map_err(|e| {
             assert_eq!(e.0, sys::CUresult::CUDA_ERROR_LAUNCH_FAILED);
             let message = arclet_emu::last_error().unwrap_or_default();
             arclet_emu::reset_error();
             message
         })
+    }
+}
+
+/// Launch attributes.
+#[derive(Clone, Copy)]
+pub struct Extra {
+    pub cluster: [u32; 3],
+    pub dependent: bool,
+}
+
+impl Default for Extra {
+    fn default() -> Self {
+        Self { cluster: [1; 3], dependent: false }
+    }
+}
+
+impl Extra {
+    fn attributes(self) -> Vec<sys::CUlaunchAttribute> {
+        let mut attributes = Vec::new();
+        let mut add = |id, set: &dyn Fn(&mut sys::CUlaunchAttributeValue)| {
+            // SAFETY: a union of plain values.
+            let mut attribute: sys::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+            attribute.id = id;
+            set(&mut attribute.value);
+            attributes.push(attribute);
+        };
+        use sys::CUlaunchAttributeID as Id;
+        let [x, y, z] = self.cluster;
+        if self.cluster != [1; 3] {
+            add(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &|v| {
+                v.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            });
+        }
+        if self.dependent {
+            let id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            add(id, &|v| v.programmaticStreamSerializationAllowed = 1);
+        }
+        attributes
     }
 }
 

@@ -1,6 +1,6 @@
 // A warp-specialised GEMM of sm_90a: TMA loads into a ring of stages, mbarriers, wgmma. Correct, and with one wait or
 // one barrier missing.
-#include "emu_hopper.h"
+#include "hopper.cuh"
 
 namespace {
 constexpr int BM = 128, BN = 128, BK = 64, STAGES = 4;
@@ -9,7 +9,7 @@ constexpr uint32_t STAGE_BYTES = (BM + BN) * BK * 2;
 // C[M,N] f16 = A[M,K] W[N,K]^T, K a multiple of 64; one producer and two consumer warpgroups. Dynamic shared memory:
 // STAGES * STAGE_BYTES and 16 bytes of barriers per stage.
 template <bool EMPTY_WAIT, bool BARRIER>
-__device__ __forceinline__ void gemm(const CUtensorMap& ta, const CUtensorMap& tw, __half* C, int M, int N, int K) {
+__device__ __forceinline__ void gemm(const dev::TensorMap& ta, const dev::TensorMap& tw, __half* C, int M, int N, int K) {
   DYN_SHARED(unsigned char, smem);
   uint64_t* full = reinterpret_cast<uint64_t*>(smem + STAGES * STAGE_BYTES);
   uint64_t* empty = full + STAGES;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void gemm(const CUtensorMap& ta, const CUtensorMap& t
     const unsigned char* a = smem + s * STAGE_BYTES + (wg - 1) * 64 * BK * 2;
     const unsigned char* b = smem + s * STAGE_BYTES + BM * BK * 2;
     dev::wgmma_fence();
-    for (int kk = 0; kk < BK; kk += 16) dev::wgmma_m64n128k16_f16(acc, dev::wgmma_desc_k128(a + kk * 2), dev::wgmma_desc_k128(b + kk * 2));
+    for (int kk = 0; kk < BK; kk += 16) dev::wgmma<__half, 128>(acc, dev::wgmma_desc_k128(a + kk * 2), dev::wgmma_desc_k128(b + kk * 2));
     dev::wgmma_commit();
     dev::wgmma_wait<0>();
     if (BARRIER) dev::bar_sync(wg, 128);  // all four warps have read the stage
@@ -58,7 +58,7 @@ __device__ __forceinline__ void gemm(const CUtensorMap& ta, const CUtensorMap& t
 }  // namespace
 
 #define GEMM(name, empty_wait, barrier)                                                                             \
-  KERNEL(name)(const __grid_constant__ CUtensorMap ta, const __grid_constant__ CUtensorMap tw, __half* C, int M, int N, int K) { \
+  KERNEL(name)(const __grid_constant__ dev::TensorMap ta, const __grid_constant__ dev::TensorMap tw, __half* C, int M, int N, int K) { \
     gemm<empty_wait, barrier>(ta, tw, C, M, N, K);                                                                  \
   }                                                                                                                 \
   KERNEL_EXPORT(name)
