@@ -1,6 +1,7 @@
 //! What each technique is worth: the same images with one technique after another switched on.
 
-use arclet::error::Result;
+use arclet::device::Device;
+use arclet::error::{Error, Result};
 use arclet::nn::norm::Layers;
 use arclet::tensor::DType;
 
@@ -19,38 +20,55 @@ struct Rung {
     layers: Layers,
     /// The whole loop is one graph; without it the host launches each kernel.
     graph: bool,
+    /// Kernels start before the one in front of them has ended; left out where the GPU cannot.
+    dependent: bool,
 }
 
 /// From the plainest way to run a model to the one that is used, one technique at a time.
-const RUNGS: [Rung; 4] = [
-    Rung { name: "f32, launch by launch", dtype: DType::F32, layers: Layers::Separate, graph: false },
-    Rung { name: "f16", dtype: DType::F16, layers: Layers::Separate, graph: false },
-    Rung { name: "fused layers", dtype: DType::F16, layers: Layers::Fused, graph: false },
-    Rung { name: "one graph", dtype: DType::F16, layers: Layers::Fused, graph: true },
+const RUNGS: [Rung; 5] = [
+    FIRST,
+    Rung { name: "f16", ..HALF },
+    Rung { name: "fused layers", layers: Layers::Fused, ..HALF },
+    Rung { name: "one graph", layers: Layers::Fused, graph: true, ..HALF },
+    Rung { name: "dependent launch", layers: Layers::Fused, graph: true, dependent: true, ..HALF },
 ];
+const FIRST: Rung =
+    Rung { name: "f32, launch by launch", dtype: DType::F32, layers: Layers::Separate, graph: false, dependent: false };
+const HALF: Rung = Rung { dtype: DType::F16, ..FIRST };
 
 impl Session<'_> {
     /// One row per rung, the images of each checked before.
     pub(super) fn ladder(&mut self) -> Result<()> {
+        let Device::Cuda(cuda) = self.device else {
+            return Err(Error::usage("a ladder needs a GPU"));
+        };
+        let dependent = cuda.dependent_launch();
+        let climbed = RUNGS.into_iter().try_for_each(|rung| {
+            cuda.set_dependent_launch(rung.dependent);
+            // Switched on without effect where the GPU cannot.
+            if rung.dependent == cuda.dependent_launch() { self.rung(rung) } else { Ok(()) }
+        });
+        cuda.set_dependent_launch(dependent);
+        climbed
+    }
+
+    fn rung(&mut self, rung: Rung) -> Result<()> {
         let (args, batch, guidance) = (self.args, self.args.batch as usize, self.args.guidance_scale);
         let plan = Plan::exactly(args.warmup as usize, args.iterations as usize);
-        let mut before: Option<f64> = None;
-        for rung in RUNGS {
-            let mut loaded = self.load(rung.dtype)?;
-            loaded.model.layers = rung.layers;
-            loaded.reference = self.reference(rung.dtype, &self.schedule, guidance)?;
-            let gate = loaded.check(batch)?;
-            let state = system::gpu_state(self.device);
-            let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise, rung.graph)?;
-            let times = plan.times(|| subject.device_time())?;
-            subject.check_images()?;
-            let row = self.row(Measure::Ladder, &loaded, batch, guidance);
-            let row = Row { name: format!("{} {}", row.name, rung.name), warm_ups: plan.warm_ups, gate, ..row };
-            let row = self.finish(row, &times, state);
-            let speedup = before.map(|before| before / row.p50_ms);
-            before = Some(row.p50_ms);
-            self.rows.push(Row { speedup, ..row });
-        }
+        let mut loaded = self.load(rung.dtype)?;
+        loaded.model.layers = rung.layers;
+        loaded.reference = self.reference(rung.dtype, &self.schedule, guidance)?;
+        let gate = loaded.check(batch)?;
+        let state = system::gpu_state(self.device);
+        let mut subject = Subject::new(&loaded.model, &self.schedule, batch, guidance, self.noise, rung.graph)?;
+        let times = plan.times(|| subject.device_time())?;
+        subject.check_images()?;
+        let row = self.row(Measure::Ladder, &loaded, batch, guidance);
+        let row = Row { name: format!("{} {}", row.name, rung.name), warm_ups: plan.warm_ups, gate, ..row };
+        let row = self.finish(row, &times, state);
+        let before = self.rows.last().filter(|r| r.measure == row.measure);
+        let speedup = before.map(|before| before.p50_ms / row.p50_ms);
+        self.rows.push(Row { speedup, ..row });
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::device::gpus::{self, Gpu};
+use arclet::device::probe::{PhaseTimes, phase_times};
 use arclet::device::trace::{Phase, Work, kinds};
 use arclet::error::{Error, Result};
 use arclet::flow::sampler::{Sampler, SamplerOptions};
@@ -15,16 +16,18 @@ use super::row::summary;
 
 /// Launches of a kind, one after another in one graph, that are timed together.
 pub const REPEATS: usize = 200;
-/// The least kernel there is: what it takes is the cost of a phase.
-const EMPTY: &str = "counter_advance";
+/// Empty kernels behind each other that show what a phase costs: about as many as an evaluation has.
+const EMPTY_PHASES: usize = 60;
 
 /// The phases of one evaluation by kind.
 #[derive(Clone, Debug, Serialize)]
 pub struct Phases {
     /// Launches of one evaluation.
     pub count: usize,
-    /// What a phase takes that does nothing, in microseconds: part of every time below.
+    /// What a phase takes that does nothing, in microseconds, if it starts when the one in front has ended.
     pub overhead_us: f64,
+    /// The same if its start overlaps with the end of the one in front, on GPUs that can.
+    pub dependent_overhead_us: Option<f64>,
     /// The sum of all phases, in microseconds; the whole loop takes less per evaluation where phases overlap, and more
     /// where they push each other's data out of the cache.
     pub sum_us: f64,
@@ -110,11 +113,11 @@ pub fn measure(model: &Model, batch: usize, guidance: f32, repeats: usize) -> Re
         })?;
         timed.push(Kind::new(&kind, summary(&times)[0] * 1e3 / repeats as f64, gpu));
     }
-    let empty = timed.iter().find(|k| k.phase.kernel == EMPTY);
-    let empty = empty.ok_or_else(|| Error::Runtime("an evaluation ends with the counter, found none".into()))?;
+    let PhaseTimes { plain, dependent } = phase_times(&cuda, EMPTY_PHASES, super::LEAST)?;
     Ok(Phases {
         count: phases.len(),
-        overhead_us: empty.us,
+        overhead_us: plain,
+        dependent_overhead_us: dependent,
         sum_us: timed.iter().map(|k| k.us * k.count as f64).sum(),
         kinds: timed,
     })
@@ -150,13 +153,13 @@ impl Phases {
                 share(kind.peak_share)
             ));
         }
+        let dependent = self.dependent_overhead_us.map_or_else(String::new, |us| format!(" ({us:.2} us dependent)"));
         lines.push(format!(
-            "    {} phases, {:.1} us together, {:.2} us of each a phase that does nothing; the whole loop takes {:.1} us \
-             per evaluation, {:.2} x the sum",
+            "    {} phases, {:.1} us together; an empty phase takes {:.2} us{dependent}; the whole loop takes {loop_us:.1} us per \
+             evaluation, {:.2} x the sum",
             self.count,
             self.sum_us,
             self.overhead_us,
-            loop_us,
             loop_us / self.sum_us
         ));
         lines

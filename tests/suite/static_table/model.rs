@@ -77,7 +77,10 @@ fn loop_ms(lines: &[Line], workload: &str, evaluations: u32, gpu: &Gpu, assumed:
 
 /// What an evaluation is, per workload and GPU.
 fn evaluations(lines: &[Line]) -> Vec<String> {
-    let mut rows = vec!["| workload | GPU | phases | GFLOP | MB |".into(), "|---|---|---:|---:|---:|".into()];
+    let mut rows = vec![
+        "| workload | GPU | phases | GFLOP | MB | of them weights |".into(),
+        "|---|---|---:|---:|---:|---:|".into(),
+    ];
     rows.extend(lines.iter().filter(|l| l.kernel == ALL).map(|l| {
         let (gflop, mb, weights) = (l.flops as f64 / 1e9, l.bytes as f64 / 1e6, l.weights as f64 / 1e6);
         format!("| {} | {} | {} | {gflop:.2} | {mb:.1} | {weights:.1} |", l.workload, l.gpu, l.count)
