@@ -136,8 +136,12 @@ __device__ __forceinline__ unsigned cluster_size() {
 }
 // The barrier of all threads of the cluster, in two halves: what came before anyone's arrival is seen after the wait. A block
 // must not touch a peer's memory before a first barrier, nor end before the last use of its own.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory"); }
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;\n" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory"); }
+__device__ __forceinline__ void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
 // The place of `p`, in this block's dynamic shared memory, in that of block `rank` of the cluster.
 template <class T> __device__ __forceinline__ T* cluster_map(T* p, unsigned rank) {
   uint64_t at;

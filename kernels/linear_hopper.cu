@@ -136,13 +136,8 @@ __device__ __forceinline__ void linear(const LinearOut<T>& o, const LinearSpec& 
     dev::tma_prefetch(x_map);
     produce(ring, x_map, w_map, row0, col0, k_begin, tiles);
   }
-  __syncwarp();  // the producer's lanes meet again
-  if (blocks > 1) {
-    dev::cluster_arrive();
-    dev::cluster_wait();
-  } else {
-    __syncthreads();
-  }
+  if (blocks > 1) dev::cluster_sync();
+  else __syncthreads();
   if (consumer) {
     const bool whole = dev::linear_whole(o, s);
     for (int first = begin; first < end; first += STEP) {
@@ -164,10 +159,7 @@ __device__ __forceinline__ void linear(const LinearOut<T>& o, const LinearSpec& 
       dev::linear_finish(v, o, s, in ? known[r] : dev::LinearRow{}, in ? row0 + r : s.m, col0 + q, whole);
     }
   }
-  if (blocks > 1) {  // the others have read this block's sums
-    dev::cluster_arrive();
-    dev::cluster_wait();
-  }
+  if (blocks > 1) dev::cluster_sync();  // the others have read this block's sums
 }
 
 }  // namespace

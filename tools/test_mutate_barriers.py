@@ -20,6 +20,7 @@ template <int KEEP> void cp_async_wait() { asm volatile("wait"); }
    __syncwarp(); */ __syncwarp(0xffu);
   if (x) { __syncthreads(); dev::cp_async_wait<N<2> - 1>(); }  // __syncthreads();
   dev::mbar_wait(&full[f(s)], (kt / 4) & 1);
+  dev::cluster_sync(); dev::wgmma_fence(); dev::grid_wait();
   int n = __syncthreads_count(p);
   my__syncthreads();
 """
@@ -38,6 +39,9 @@ class Finding(unittest.TestCase):
                 (5, "dev::cp_async_wait<N<2> - 1>()", "removed"),
                 (5, "dev::cp_async_wait<N<2> - 1>()", "weakened"),
                 (6, "dev::mbar_wait(&full[f(s)], (kt / 4) & 1)", "removed"),
+                (7, "dev::cluster_sync()", "removed"),
+                (7, "dev::wgmma_fence()", "removed"),
+                (7, "dev::grid_wait()", "removed"),
             ],
         )
 

@@ -106,7 +106,14 @@ fn source_files_are_small() {
 
 #[test]
 fn unsafe_code_stays_at_the_edges() {
-    let allowed = ["src/device/cuda.rs", "src/io/mapped.rs", "src/ops/linear/cpu.rs", "src/ops/simd.rs", "src/rng.rs"];
+    let allowed = [
+        "src/device/cuda.rs",
+        "src/device/launch.rs",
+        "src/io/mapped.rs",
+        "src/ops/linear/cpu.rs",
+        "src/ops/simd.rs",
+        "src/rng.rs",
+    ];
     for (_, path) in library_files().unwrap_or_default() {
         let text = std::fs::read_to_string(&path).expect("source file");
         let uses = text.lines().any(|l| !l.trim_start().starts_with("//") && l.contains("unsafe "));

@@ -1,6 +1,7 @@
 //! Every operation against a plain f64 loop written here, on every device, in every type, schedule and mode.
 
 use arclet::device::Device;
+use arclet::device::probe::phase_times;
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::embed::{label_embedding, prepend_token, take_token};
 use arclet::ops::layernorm::{Affine, layernorm};
@@ -246,9 +247,9 @@ fn linear_tiles_and_plans_agree_in_every_bit() {
         same_bits(&device, dtype, tiles, images, rows, n, k, &[1, 3]);
         if gpu.hopper() && dtype != DType::F32 {
             same_bits(&device, dtype, &HOPPER_TILES, images, rows, n, k, &[1, 3]);
-            // One row; and a ring that goes round in every chunk, with the largest cluster.
+            // One row; and a ring that goes round in a chunk, then the largest cluster.
             same_bits(&device, dtype, &HOPPER_TILES, 1, 1, 8, 8, &[1]);
-            same_bits(&device, dtype, &HOPPER_TILES, 1, 209, 72, 64 * 59 + 8, &[2, 8]);
+            same_bits(&device, dtype, &HOPPER_TILES, 1, 105, 72, 64 * 14 + 8, &[2, 8]);
         }
     }
 }
@@ -294,6 +295,62 @@ fn same_bits(
             }
         }
     }
+}
+
+/// A chain in which every kernel reads what the one in front writes - x, statistics of rows, residual - gives the same bits
+/// whether each launch starts early and waits by itself, or is held back; eager and in a graph.
+#[test]
+fn dependent_launches_change_no_bit() {
+    let device = cuda();
+    let Device::Cuda(gpu) = &device else { unreachable!("the GPU's device") };
+    assert_eq!(gpu.dependent_launch(), gpu.hopper(), "on from the beginning, where it can be");
+    let (images, rows, d) = (2, 40, 136);
+    let (x0, w) = (values(images * rows * d, 1, 1.0), values(d * d, 2, 0.1));
+    for dtype in [DType::F16, DType::F32] {
+        let t = |shape: &[usize], v: &[f32]| tensor(&device, dtype, shape, v);
+        let (w, sums, shape) = (t(&[d, d], &w), t(&[d], &values(d, 3, 1.0)), [images, rows, d]);
+        let run = |dependent: bool, graph: bool| {
+            let (mut x, mut h, mut y) = (t(&shape, &x0), t(&shape, &x0), t(&shape, &x0));
+            let stats_shape = [images, rows, d.div_ceil(STATS_CHUNK), 2];
+            let mut stats = Tensor::zeros(&device, DType::F32, &stats_shape).unwrap();
+            let mut space = workspace(&device, dtype, [images, rows, d, d]);
+            let mut work = || {
+                for _ in 0..2 {
+                    linear(&device, Operands::new(&x, &w), &mut h, None, &mut space)?;
+                    let residual = Residual::InPlace;
+                    let next = ForNorm { stats: &mut stats, scaled: None };
+                    linear(&device, Operands { residual, ..Operands::new(&h, &w) }, &mut y, Some(next), &mut space)?;
+                    let norm = Some(Norm { stats: &stats, sums: Columns::Shared(&sums), eps: 1e-6 });
+                    linear(&device, Operands { norm, residual, ..Operands::new(&y, &w) }, &mut x, None, &mut space)?;
+                }
+                Ok(())
+            };
+            gpu.set_dependent_launch(dependent);
+            work().unwrap();
+            if graph {
+                device.capture(&mut work).unwrap().expect("a GPU records").launch().unwrap();
+            } else {
+                work().unwrap();
+            }
+            gpu.set_dependent_launch(true);
+            [x.to_f32(&device).unwrap(), y.to_f32(&device).unwrap()].concat()
+        };
+        for graph in [false, true] {
+            let plain = every_mode("plain launches", || run(false, graph));
+            assert!(plain.iter().all(|v| v.is_finite()));
+            let dependent = every_mode("dependent launches", || run(true, graph));
+            assert!(plain == dependent, "{dtype}, in a graph: {graph}");
+        }
+    }
+}
+
+#[test]
+fn phases_are_timed_both_ways_where_the_gpu_can() {
+    let Device::Cuda(gpu) = cuda() else { unreachable!("the GPU's device") };
+    let times = phase_times(&gpu, 60, 3).unwrap();
+    assert!(times.plain > 0.0 && times.dependent.is_some() == gpu.hopper());
+    assert!(times.dependent.is_none_or(|t| t > 0.0));
+    assert_eq!(gpu.dependent_launch(), gpu.hopper(), "left as it was");
 }
 
 /// y + 2 x w^T in f64.

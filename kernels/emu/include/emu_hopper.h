@@ -51,6 +51,10 @@ EMU_INL unsigned cluster_rank() { return emu::cluster_rank(); }
 EMU_INL unsigned cluster_size() { return emu::cluster_size(); }
 EMU_INL void cluster_arrive(EMU_SITE) { emu::cluster_arrive(EMU_HERE); }
 EMU_INL void cluster_wait(EMU_SITE) { emu::cluster_wait(EMU_HERE); }
+EMU_INL void cluster_sync(EMU_SITE) {
+  emu::cluster_arrive(EMU_HERE);
+  emu::cluster_wait(EMU_HERE);
+}
 template <class T> EMU_INL T* cluster_map(T* p, unsigned rank, EMU_SITE) {
   return static_cast<T*>(emu::cluster_map(p, rank, EMU_HERE));
 }
