@@ -211,7 +211,8 @@ fn bench_climbs_to_dependent_launches_on_hopper() {
     if arclet_emu::real_driver() {
         return;
     }
-    let flags = "--device cuda --dtype f16 --measure phases,ladder --steps 1 --warmup 0 --iterations 1 --threads 2 --json";
+    let flags =
+        "--device cuda --dtype f16 --measure phases,ladder --steps 1 --warmup 0 --iterations 1 --threads 2 --json";
     let end = ended(command(&Desk::new(), TINY, flags).env("ARCLET_EMU_CC", "90").output());
     let rows = rows(&end);
     assert!(rows[0]["phases"]["dependent_overhead_us"].as_f64().is_some_and(|us| us > 0.0), "{}", rows[0]);
