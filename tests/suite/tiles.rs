@@ -11,12 +11,15 @@ use arclet::device::gpus::KNOWN;
 use crate::common::{data, root};
 
 fn bench(flags: &[&str], table: &Path, arch: &str, multiprocessors: u32) {
+    let manifest = table.with_extension("kernels");
+    std::fs::write(&manifest, arclet_emu::manifest("80")).expect("manifest");
     let capability = arch.trim_start_matches("sm_").trim_end_matches('a');
     let output = Command::new(env!("CARGO_BIN_EXE_arclet"))
         .args(["bench", "--quiet", "--tune"])
         .arg(table)
         .args(flags)
         .envs(arclet_emu::env_for_child())
+        .env("ARCLET_KERNEL_MANIFEST", manifest)
         .env("ARCLET_EMU_CC", capability)
         .env("ARCLET_EMU_MULTIPROCESSORS", multiprocessors.to_string())
         .output()
@@ -63,7 +66,7 @@ fn tuning_replaces_the_rows_of_the_gpu_at_hand() {
     let products = rows("predicted");
     assert!(products >= 3, "{products}");
     assert_eq!(rows("measured"), 2, "the header's and the other GPU's");
-    bench(&[&model[..], &["--device", "cuda"]].concat(), &table, "sm_80", 108);
+    bench(&[&model[..], &["--device", "cuda", "--iterations", "1"]].concat(), &table, "sm_80", 108);
     assert_eq!((rows("predicted"), rows("measured")), (0, products + 2));
     bench(&[&model[..], &["--launches"]].concat(), &table, "sm_80", 108);
     assert_eq!((rows("predicted"), rows("measured")), (0, products + 2), "a prediction does not replace a measurement");

@@ -69,7 +69,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     if let Some(path) = &args.tune {
         return match device::open(&compute, quiet)? {
-            Device::Cuda(cuda) => tune::tune(config, &cuda, path),
+            Device::Cuda(cuda) => tune::tune(config, &cuda, tuning_runs(args), path),
             Device::Cpu(_) => Err(Error::usage("--tune: needs a GPU, whose tiles it compares")),
         };
     }
@@ -121,12 +121,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 fn launches(args: &BenchArgs, weights: &Weights) -> Result<()> {
     let cuda = Cuda::dry(0)?;
     if let Some(path) = &args.tune {
-        return tune::tune(weights.config(), &cuda, path);
+        return tune::tune(weights.config(), &cuda, tuning_runs(args), path);
     }
     let device = Device::Cuda(cuda);
     let model = weights.load(&device, args.dtype[0].or(device::default_dtype(&device)))?;
     let (.., phases) = phases::trace(&model, args.batch as usize, args.guidance_scale)?;
     report::print_json(&phases)
+}
+
+/// How often --tune runs each plan.
+fn tuning_runs(args: &BenchArgs) -> Plan {
+    Plan::exactly(FEW_WARM_UPS, LEAST.min(args.iterations as usize))
 }
 
 fn schedule(steps: usize, time: TimeConvention) -> Result<Schedule> {

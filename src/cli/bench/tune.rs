@@ -10,7 +10,7 @@ use arclet::error::{Error, Result};
 use arclet::io::write_atomic;
 use arclet::models::config::ModelConfig;
 use arclet::ops::Columns;
-use arclet::ops::linear::{Operands, Plan, Workspace, candidates, linear_by, plan};
+use arclet::ops::linear::{Operands, Plan, Workspace, candidates, linear_by, predicted};
 use arclet::rng::normals;
 use arclet::tensor::{DType, Tensor};
 
@@ -24,7 +24,7 @@ const PREDICTED: &str = "-";
 /// Bytes of weights that are gone through, so that they come from memory as in a model whose weights no cache holds.
 const WEIGHTS: usize = 256 << 20;
 /// Products that are timed together, one behind the other in one graph.
-const REPEATS: usize = 32;
+const REPEATS: usize = 16;
 
 /// Which product on which kind of GPU.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,12 +36,12 @@ struct Key {
     k: usize,
 }
 
-/// Writes a row for every product of `config` on this GPU into the table at `path`, in place of older ones. On a GPU that runs
-/// nothing the rows hold what the program takes where it knows no better, and leave measured ones alone.
+/// Writes a row for every product of `config` on this GPU into the table at `path`, in place of older ones, from `runs` of each
+/// plan. On a GPU that runs nothing the rows hold what the program takes where it knows no better, and leave measured ones alone.
 ///
 /// # Errors
 /// [`Error::Output`] for a table that cannot be written, [`Error::Input`] for one that cannot be read; the device's.
-pub fn tune(config: &ModelConfig, cuda: &Cuda, path: &Path) -> Result<()> {
+pub fn tune(config: &ModelConfig, cuda: &Cuda, runs: Runs, path: &Path) -> Result<()> {
     let mut table = read(path)?;
     for product in products(config) {
         let Product::Linear { m: rows, n, k } = product else { continue };
@@ -50,7 +50,7 @@ pub fn tune(config: &ModelConfig, cuda: &Cuda, path: &Path) -> Result<()> {
         }
         let key = Key { arch: cuda.arch(), multiprocessors: cuda.multiprocessors(), rows, n, k };
         if cuda.is_dry() {
-            let chosen = plan(cuda, DType::F16, 1, rows, n, k);
+            let chosen = predicted(cuda, DType::F16, rows, n, k);
             let row = format!("{}\t{}\t{PREDICTED}\tmodel", chosen.tile.name(), chosen.splits);
             table
                 .entry(key)
@@ -64,7 +64,7 @@ pub fn tune(config: &ModelConfig, cuda: &Cuda, path: &Path) -> Result<()> {
         }
         let mut best: Option<(f64, Plan)> = None;
         for plan in candidates(cuda, DType::F16, rows, n, k) {
-            let us = time(cuda, plan, rows, n, k)?;
+            let us = time(cuda, plan, runs, rows, n, k)?;
             if best.is_none_or(|(least, _)| us < least) {
                 best = Some((us, plan));
             }
@@ -107,7 +107,7 @@ fn is_predicted(row: &str) -> bool {
 }
 
 /// Microseconds of one product with bias in f16 by `plan`, each on weights of its own.
-fn time(cuda: &Cuda, plan: Plan, rows: usize, n: usize, k: usize) -> Result<f64> {
+fn time(cuda: &Cuda, plan: Plan, runs: Runs, rows: usize, n: usize, k: usize) -> Result<f64> {
     let (device, dtype) = (Device::Cuda(cuda.clone()), DType::F16);
     let random = |shape: &[usize], image: u64| {
         let mut values = vec![0.0; shape.iter().product()];
@@ -129,7 +129,7 @@ fn time(cuda: &Cuda, plan: Plan, rows: usize, n: usize, k: usize) -> Result<f64>
     run()?; // loads the kernel, which a recording must not do
     let graph = cuda.capture(run)?;
     let (start, end) = (cuda.event()?, cuda.event()?);
-    let times = Runs::exactly(super::FEW_WARM_UPS, super::LEAST).times(|| {
+    let times = runs.times(|| {
         cuda.record(&start)?;
         graph.launch()?;
         cuda.record(&end)?;

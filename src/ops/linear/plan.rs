@@ -108,13 +108,8 @@ impl Plan {
 /// product and the order of every sum is too; the tile follows the number of rows.
 pub fn plan(cuda: &Cuda, dtype: DType, images: usize, rows: usize, n: usize, k: usize) -> Plan {
     let (m, multiprocessors) = (images * rows, cuda.multiprocessors());
-    let candidates = candidates(cuda, dtype, rows, n, k);
-    let tuned = tuned(cuda, rows, n, k).filter(|t| candidates.contains(t));
-    let one = tuned.unwrap_or_else(|| {
-        let cost = |p: &Plan| p.cost(&cuda.arch(), multiprocessors, rows, n, k);
-        // Of equals the first: fewest chunks, smallest tile.
-        candidates.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(candidates[0])
-    });
+    let one = tuned(cuda, rows, n, k).filter(|t| candidates(cuda, dtype, rows, n, k).contains(t));
+    let one = one.unwrap_or_else(|| predicted(cuda, dtype, rows, n, k));
     let large = match one.tile.hopper {
         true => &HOPPER_TILES[..],
         // The larger tiles copy whole 16-byte blocks.
@@ -125,6 +120,14 @@ pub fn plan(cuda: &Cuda, dtype: DType, images: usize, rows: usize, n: usize, k: 
     let fills = |t: &&Tile| t.blocks(m, n) >= multiprocessors * if t.hopper { 1 } else { 2 };
     let tile = large.iter().rev().find(fills).filter(|_| images > 1).copied().unwrap_or(one.tile);
     Plan { tile, spread: one.splits > 1 && tile.blocks(m, n) < multiprocessors, ..one }
+}
+
+/// The plan for one image's product that a rough model of the GPU prefers; of equals the one of the fewest chunks and the
+/// smallest tile.
+pub fn predicted(cuda: &Cuda, dtype: DType, rows: usize, n: usize, k: usize) -> Plan {
+    let cost = |p: &Plan| p.cost(&cuda.arch(), cuda.multiprocessors(), rows, n, k);
+    let plans = candidates(cuda, dtype, rows, n, k);
+    plans.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(plans[0])
 }
 
 /// The plans for one image's product that are worth comparing, in f16 and bf16; those of `linear_hopper.cu` where they can run.
