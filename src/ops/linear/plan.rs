@@ -139,7 +139,7 @@ const MIN_K: usize = 256;
 /// The same where the chunks meet in a cluster and not in memory.
 const MIN_HOPPER_K: usize = 128;
 /// Most blocks of a cluster, and so chunks of k, on every GPU that has clusters.
-pub const MAX_CLUSTER: usize = 8;
+const MAX_CLUSTER: usize = 8;
 
 fn splits(tile: Tile, rows: usize, n: usize, k: usize, min_k: usize) -> usize {
     (BLOCKS / tile.blocks(rows, n)).clamp(1, (k / min_k).max(1))
