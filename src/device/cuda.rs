@@ -23,6 +23,9 @@ pub const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 /// Oldest CUDA driver API version that the calls used here exist in (`cuLaunchKernelEx`).
 pub const MIN_DRIVER_VERSION: i32 = 12_000;
 
+/// Oldest CUDA driver API version that records dependent launches into graphs.
+const MIN_DRIVER_DEPENDENT: i32 = 12_030;
+
 /// The module that is loaded when a GPU is opened: every model needs its kernels.
 pub const PROBE_MODULE: &str = "linear";
 /// Most blocks of a grid in y and in z, on every GPU.
@@ -309,7 +312,8 @@ impl Cuda {
     /// and in graphs recorded from now on. On from the beginning where the kernels can (Hopper), without effect elsewhere;
     /// no output depends on it.
     pub fn set_dependent_launch(&self, on: bool) {
-        self.inner.dependent.store(on && self.hopper(), Ordering::Relaxed);
+        let possible = self.hopper() && self.inner.driver_version >= MIN_DRIVER_DEPENDENT;
+        self.inner.dependent.store(on && possible, Ordering::Relaxed);
     }
 
     /// What [`Self::set_dependent_launch`] has come to.

@@ -7,7 +7,7 @@ mod gpu;
 mod plan;
 
 pub use cpu::{matmul, matmul_t};
-pub use plan::{HOPPER_TILES, MAX_CLUSTER, Plan, TILES, Tile, candidates, plan, predicted};
+pub use plan::{HOPPER_TILES, Plan, TILES, Tile, candidates, plan, predicted};
 
 use super::{Columns, Select, expect, round, shape_error, with_real};
 use crate::device::Device;

@@ -36,7 +36,8 @@ fn a_trace_is_what_ran_in_order_and_runs_again() {
     });
     let phases = phases.unwrap();
     let kernels: Vec<&str> = phases.iter().map(|p| p.kernel.as_str()).collect();
-    assert_eq!(kernels, ["counter_advance", "linear_fwd_f16_64x64", "counter_advance"]);
+    let product = if cuda.hopper() { "linear_hopper_fwd_f16_104x64" } else { "linear_fwd_f16_64x64" };
+    assert_eq!(kernels, ["counter_advance", product, "counter_advance"]);
     assert_eq!(
         (phases[0].work, phases[0].grid, phases[0].threads),
         (Work { flops: 0, bytes: 8, weights: 0 }, [1, 1, 1], 1)

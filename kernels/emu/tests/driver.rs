@@ -496,6 +496,6 @@ fn layouts_and_names_are_listed() {
     assert_eq!(fields, [("n", 0, 4), ("scale", 4, 4)]);
     assert_eq!(arclet_emu::spec_layout("NoSuchSpec"), None);
     let names = arclet_emu::kernel_names();
-    assert!(names.iter().any(|n| n == "linear_fwd_f16") && names.iter().all(|n| !n.starts_with("emutest_")));
+    assert!(names.iter().any(|n| n == "linear_fwd_f16_64x64") && names.iter().all(|n| !n.starts_with("emutest_")));
     assert!(String::from_utf8(arclet_emu::manifest("80")).unwrap().contains("\nemutest_scale\n"));
 }

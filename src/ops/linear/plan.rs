@@ -156,7 +156,7 @@ pub fn candidates(cuda: &Cuda, dtype: DType, rows: usize, n: usize, k: usize) ->
 /// The least k of a chunk.
 const MIN_K: usize = 128;
 /// Most blocks of a cluster, and so chunks of k, on every GPU that has clusters.
-pub const MAX_CLUSTER: usize = 8;
+const MAX_CLUSTER: usize = 8;
 
 impl Plan {
     /// About how many microseconds one image's product takes, to rank plans by where no measurement does: steps along k that
