@@ -24,16 +24,20 @@ template <class Type, int FEATURES, int TOKENS, int DEPTH> struct Tile {
   static constexpr int BF = FEATURES, BT = TOKENS, BK = 64, STAGES = DEPTH;
   static constexpr int CONSUMERS = BF / 64 * 128, THREADS = CONSUMERS + 32;
   static constexpr int W_BYTES = BF * BK * 2, X_BYTES = BT * BK * 2;
-  // Row stride of the sums in floats: the 4 tokens and 8 features that a warp writes at once are on different banks.
-  static constexpr int STRIDE = BF + 4;
-  // Shared memory: the ring, the sums [BT][STRIDE], what is known of each token, two barriers per stage.
+  // Shared memory: the ring, the sums [BT][BF], what is known of each token, two barriers per stage.
   static constexpr int SUMS = STAGES * (W_BYTES + X_BYTES);
-  static constexpr int KNOWN = SUMS + BT * STRIDE * 4;
+  static constexpr int KNOWN = SUMS + BT * BF * 4;
   static constexpr int BARRIERS = (KNOWN + BT * static_cast<int>(sizeof(dev::LinearRow)) + 7) / 8 * 8;
   static constexpr int SHARED = BARRIERS + 2 * STAGES * 8;
   static_assert(W_BYTES % 1024 == 0 && X_BYTES % 1024 == 0, "TMA with the 128-byte swizzle");
   static_assert(SHARED <= 232448, "what a block can have");
 };
+
+// Offset of a sum. The exclusive or puts the 4 pairs of tokens and 8 features that a warp writes at once on different banks,
+// and keeps eight features from a multiple of 8 on together.
+template <class Tile> __device__ __forceinline__ int sum_at(int token, int feature) {
+  return token * Tile::BF + (feature ^ (token / 2 % 4 * 8));
+}
 
 // The ring of k-tiles: `full` ends a phase when a tile has come, `empty` when all consumer warps have read it.
 template <class Tile> struct Ring {
@@ -82,7 +86,7 @@ __device__ __forceinline__ void produce(const Ring<Tile>& ring, const dev::Tenso
 template <class Tile>
 __device__ __forceinline__ void consume(const Ring<Tile>& ring, float* sums, int tiles, int per_chunk) {
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float* const mine = sums + lane % 4 * 2 * Tile::STRIDE + warp * 16 + lane / 4;  // token 2 t, feature g of the warp's
+  const int token = lane % 4 * 2, feature = warp * 16 + lane / 4;  // the first of this lane's
   for (int first = 0; first < tiles; first += per_chunk) {
     const int end = min(tiles, first + per_chunk);
     float d[Tile::BT / 2] = {};
@@ -101,7 +105,7 @@ __device__ __forceinline__ void consume(const Ring<Tile>& ring, float* sums, int
     if (lane == 0) dev::mbar_arrive(ring.empty_at(end - 1));
 #pragma unroll
     for (int i = 0; i < Tile::BT / 2; ++i) {
-      float* to = mine + (i / 4 * 8 + i % 2) * Tile::STRIDE + i / 2 % 2 * 8;
+      float* to = sums + sum_at<Tile>(token + i / 4 * 8 + i % 2, feature + i / 2 % 2 * 8);
       *to = first == 0 ? d[i] : *to + d[i];
     }
   }
@@ -149,7 +153,7 @@ __device__ __forceinline__ void linear(const LinearOut<T>& o, const LinearSpec& 
         const float* const peer = dev::cluster_map(sums, z);
 #pragma unroll
         for (int e = 0; e < V; e += 4) {
-          const float4 u = *reinterpret_cast<const float4*>(peer + r * Tile::STRIDE + q + e);
+          const float4 u = *reinterpret_cast<const float4*>(peer + sum_at<Tile>(r, q) + e);
           v[e] += u.x;
           v[e + 1] += u.y;
           v[e + 2] += u.z;
@@ -178,7 +182,9 @@ __device__ __forceinline__ void linear(const LinearOut<T>& o, const LinearSpec& 
 #define LINEAR_HOPPER_TILES(dtype, TYPE)         \
   LINEAR_HOPPER_EXPORT(dtype, TYPE, 104, 64, 6)  \
   LINEAR_HOPPER_EXPORT(dtype, TYPE, 200, 64, 5)  \
-  LINEAR_HOPPER_EXPORT(dtype, TYPE, 128, 128, 4)
+  LINEAR_HOPPER_EXPORT(dtype, TYPE, 104, 128, 4) \
+  LINEAR_HOPPER_EXPORT(dtype, TYPE, 128, 128, 4) \
+  LINEAR_HOPPER_EXPORT(dtype, TYPE, 200, 128, 3)
 
 LINEAR_HOPPER_TILES(f16, __half)
 LINEAR_HOPPER_TILES(bf16, __nv_bfloat16)

@@ -94,6 +94,13 @@ for tool in memcheck racecheck; do
 done
 
 step bench ./arclet bench --device cuda
+step "bench nanodit" ./arclet bench --device cuda --model nanodit --steps 100 --guidance-scale 3
+step tune ./arclet bench --device cuda --tune tiles.tsv
+if python3 -c 'import numpy, torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    step peers python3 benches/peers/run.py --arclet ./arclet
+else
+    skip peers "python3 has no torch that sees the GPU, or no numpy"
+fi
 
 say ""
 say "== summary"

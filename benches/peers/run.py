@@ -160,6 +160,9 @@ def cpu_model():
 
 def commit():
     """Twelve digits, with `-changed` for a tree with changes."""
+    packed = ROOT / "COMMIT"  # in a folder that tools/pack-gpu made
+    if packed.is_file():
+        return packed.read_text().strip()
     head = said("git", "rev-parse", "--short=12", "HEAD") or "unknown"
     return head + ("-changed" if said("git", "status", "--porcelain", "--untracked-files=no") else "")
 

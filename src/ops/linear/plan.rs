@@ -26,11 +26,13 @@ pub const TILES: [Tile; 3] = [
     Tile { rows: 128, cols: 128, threads: 256, stages: 4, hopper: false },
 ];
 
-/// Those of `linear_hopper.cu`: two for few rows, and one for many.
-pub const HOPPER_TILES: [Tile; 3] = [
+/// Those of `linear_hopper.cu`, small ones first.
+pub const HOPPER_TILES: [Tile; 5] = [
     Tile { rows: 104, cols: 64, threads: 160, stages: 6, hopper: true },
     Tile { rows: 200, cols: 64, threads: 160, stages: 5, hopper: true },
+    Tile { rows: 104, cols: 128, threads: 288, stages: 4, hopper: true },
     Tile { rows: 128, cols: 128, threads: 288, stages: 4, hopper: true },
+    Tile { rows: 200, cols: 128, threads: 288, stages: 3, hopper: true },
 ];
 
 impl Tile {
@@ -61,9 +63,7 @@ impl Tile {
         let Self { rows, cols, stages, .. } = *self;
         let bytes = match self.hopper {
             false => stages * 64 * (rows + cols) + 12 * rows,
-            true => {
-                (stages * 128 * (rows + cols) + 4 * rows * (cols + 4) + 12 * rows).next_multiple_of(8) + 16 * stages
-            }
+            true => (stages * 128 * (rows + cols) + 4 * rows * cols + 12 * rows).next_multiple_of(8) + 16 * stages,
         };
         bytes as u32
     }
