@@ -87,8 +87,10 @@ fn auto_takes_the_cpu_where_the_driver_cannot_load_the_kernels() {
     }
     let desk = Desk::new();
     std::fs::write(desk.path("manifest"), arclet_emu::manifest("90")).unwrap();
-    let gpu =
-        |arguments: &str| run(on_emulated_gpu(&desk, arguments).env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")));
+    let gpu = |arguments: &str| {
+        let mut command = on_emulated_gpu(&desk, arguments);
+        run(command.env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")).env("ARCLET_EMU_CC", "80"))
+    };
     let end = gpu("sample --n 1 --steps 1");
     assert_eq!(end.code, 0, "{}", end.stderr);
     let lines: Vec<&str> = end.stderr.lines().filter(|l| l.contains("using the CPU")).collect();
