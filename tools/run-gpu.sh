@@ -24,6 +24,10 @@ find_driver || die "this machine has no NVIDIA driver (libcuda.so.1 is neither k
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 [ -n "$gpu" ] || die "there is a driver, but nvidia-smi is missing or finds no GPU: $(nvidia-smi 2>&1 | head -n 3)"
 
+while read -r name; do
+    [ -x "tests/$name" ] || { gzip -dc "tests/$name.gz" >"tests/$name" && chmod +x "tests/$name"; } || exit 1
+done <TESTS
+
 commit=$(cat COMMIT)
 slug=$(echo "$gpu" | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' '-')
 report=${1:-$root/$(date -u +%Y-%m-%d)-$slug-$commit.txt}
