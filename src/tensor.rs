@@ -2,6 +2,9 @@
 
 use half::{bf16, f16};
 
+use crate::device::cpu::Cpu;
+use crate::device::level::Level;
+use crate::device::packed::{Element, PackedMatrix};
 use crate::device::{Buffer, Device, cpu, wrong_place};
 use crate::error::{Error, Result};
 
@@ -44,6 +47,21 @@ impl DType {
             Self::F64 => "f64",
             Self::U32 => "u32",
         }
+    }
+
+    /// How the operands of products of tensors of this type are packed on a CPU; `None`: not at all.
+    pub(crate) fn packing(self, cpu: &Cpu) -> Option<Element> {
+        match (cpu.level(), self) {
+            (Level::Portable, _) | (_, Self::F64 | Self::U32) => None,
+            (level, Self::BF16) if level.has_bf16() => Some(Element::Bf16Pair),
+            _ => Some(Element::F32),
+        }
+    }
+
+    /// Whether a CPU rounds numbers of this type after each operation, to compute as a GPU stores; where it has
+    /// instructions for the type they are rounded as they enter a product and nowhere else.
+    pub(crate) fn rounds_on(self, cpu: &Cpu) -> bool {
+        self == Self::F16 || self == Self::BF16 && !cpu.level().has_bf16()
     }
 
     /// `value` rounded to this type and widened again.
@@ -231,6 +249,28 @@ impl Tensor {
         Self::from_f32(device, dtype, shape, &narrow)
     }
 
+    /// A matrix [N, K] that [`crate::ops::linear`] will read as its weight, rounded to `dtype`: on a CPU in the layout of
+    /// its products.
+    ///
+    /// # Errors
+    /// As of [`Self::zeros`], and [`Error::Runtime`] if there are not N K values.
+    pub fn matrix(device: &Device, dtype: DType, shape: [usize; 2], values: &[f32]) -> Result<Self> {
+        let packing = match device {
+            Device::Cpu(cpu) => dtype.packing(cpu),
+            Device::Cuda(_) => None,
+        };
+        let Some(element) = packing else { return Self::from_f32(device, dtype, &shape, values) };
+        check_len(&shape, values.len())?;
+        check_memory(element.bytes(shape[0], shape[1]))?;
+        let [n, k] = shape;
+        let packed = match dtype {
+            DType::F32 => PackedMatrix::pack(element, n, k, values),
+            DType::BF16 if element == Element::Bf16Pair => PackedMatrix::pack(element, n, k, values),
+            _ => PackedMatrix::pack(element, n, k, &values.iter().map(|&v| dtype.round(v)).collect::<Vec<_>>()),
+        };
+        Ok(Self { shape: shape.to_vec(), dtype, buffer: Buffer::Packed(packed) })
+    }
+
     /// A tensor of integers.
     pub fn from_u32(device: &Device, shape: &[usize], values: &[u32]) -> Result<Self> {
         let mut tensor = Self::zeros(device, DType::U32, shape)?;
@@ -274,6 +314,7 @@ impl Tensor {
             Buffer::F32(v) => v.len() * 4,
             Buffer::F64(v) => v.len() * 8,
             Buffer::U32(v) => v.len() * 4,
+            Buffer::Packed(p) => p.element().bytes(self.shape[0], self.shape[1]),
             Buffer::Cuda(b) => b.len(),
         }
     }
@@ -333,6 +374,7 @@ impl Tensor {
                 Ok(out)
             }
             (Buffer::F64(v), _) => Ok(v.iter().map(|&x| x as f32).collect()),
+            (Buffer::Packed(p), _) => Ok(p.unpack()),
             (Buffer::Cuda(buffer), Device::Cuda(cuda)) => match self.dtype {
                 DType::F32 => {
                     let mut out: Vec<f32> = host_zeros(self.len())?;
@@ -381,6 +423,14 @@ impl Tensor {
         T::of_mut(&mut self.buffer).ok_or_else(wrong_place)
     }
 
+    /// The matrix as the products of the CPU read it, if it is in that form.
+    pub(crate) fn packed(&self) -> Option<&PackedMatrix> {
+        match &self.buffer {
+            Buffer::Packed(p) => Some(p),
+            _ => None,
+        }
+    }
+
     /// The integers of a host tensor.
     pub(crate) fn host_u32(&self) -> Result<&[u32]> {
         match &self.buffer {
@@ -405,16 +455,22 @@ const LARGE: usize = 64 << 20;
 /// `n` zeros in host memory, or [`Error::OutOfMemory`].
 fn host_zeros<T: Default + Clone>(n: usize) -> Result<Vec<T>> {
     let asked = n.saturating_mul(size_of::<T>());
-    let full = |free| Error::OutOfMemory { device: "cpu".into(), asked, free };
-    let available = if asked >= LARGE { cpu::available_memory() } else { None };
-    if let Some(free) = available.filter(|&free| free < asked) {
-        return Err(full(free));
-    }
+    check_memory(asked)?;
     let mut zeros = Vec::new();
-    zeros.try_reserve_exact(n).map_err(|_| full(cpu::available_memory().unwrap_or(0)))?;
+    zeros.try_reserve_exact(n).map_err(|_| full(asked, cpu::available_memory().unwrap_or(0)))?;
     // Writes to every page, so that the next large allocation sees what is left.
     zeros.resize(n, T::default());
     Ok(zeros)
+}
+
+/// Refuses an allocation of `asked` bytes that the machine has no memory for.
+fn check_memory(asked: usize) -> Result<()> {
+    let available = if asked >= LARGE { cpu::available_memory() } else { None };
+    available.filter(|&free| free < asked).map_or(Ok(()), |free| Err(full(asked, free)))
+}
+
+fn full(asked: usize, free: usize) -> Error {
+    Error::OutOfMemory { device: "cpu".into(), asked, free }
 }
 
 fn elements(shape: &[usize]) -> Result<usize> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arclet::device::Device;
-use arclet::device::cpu::{Cpu, dispatch_level};
+use arclet::device::cpu::Cpu;
 pub use arclet::device::cuda::PROBE_MODULE;
 use arclet::device::cuda::{Cuda, probe};
 use arclet::device::images::KernelImages;
@@ -34,7 +34,7 @@ pub fn open(args: &ComputeArgs, quiet: bool) -> Result<Device> {
             Err(reason) => {
                 let cpu = cpu()?;
                 let threads = report::counted(cpu.threads(), "thread");
-                report::note(quiet, format!("using the CPU ({}, {threads}): {reason}", dispatch_level()));
+                report::note(quiet, format!("using the CPU ({}, {threads}): {reason}", cpu.level().name()));
                 Ok(Device::Cpu(cpu))
             }
         },

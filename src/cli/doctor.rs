@@ -1,8 +1,9 @@
 //! `arclet doctor`: what this machine and this program can do, and what would add the rest.
 
-use arclet::device::cpu::{Cpu, available_memory, dispatch_level};
+use arclet::device::cpu::{Cpu, available_memory};
 use arclet::device::cuda::{Cuda, MIN_DRIVER_VERSION, Probe, probe};
 use arclet::device::images::KernelImages;
+use arclet::device::level::Level;
 use arclet::error::Result;
 use clap::Args;
 use serde_json::{Value, json};
@@ -45,7 +46,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
         "version": env!("CARGO_PKG_VERSION"),
         "embedded_model": embedded::NAME,
         "cpu": {
-            "dispatch": dispatch_level(),
+            "dispatch": Level::detect().name(),
             "features": cpu_features(),
             "threads": Cpu::new(0)?.threads(),
             "memory_available": available_memory(),

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::level::Level;
 use crate::error::{Error, Result};
 
 /// A pool of worker threads. Results of operations do not depend on how many there are.
 #[derive(Clone)]
 pub struct Cpu {
     pool: Arc<rayon::ThreadPool>,
+    level: Level,
 }
 
 impl Cpu {
@@ -16,12 +18,26 @@ impl Cpu {
     /// # Errors
     /// [`Error::Runtime`] if the operating system refuses the threads.
     pub fn new(threads: usize) -> Result<Self> {
+        Self::at(threads, Level::detect())
+    }
+
+    /// The same with the products of `level`. Where this machine lacks its instructions, portable loops do in their stead
+    /// what they would, in the same layout and order.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the operating system refuses the threads.
+    pub fn at(threads: usize, level: Level) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("arclet-{i}"))
             .build()
             .map_err(|e| Error::Runtime(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Self { pool: Arc::new(pool) })
+        Ok(Self { pool: Arc::new(pool), level })
+    }
+
+    /// Which instructions the products use.
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     /// Number of worker threads.
@@ -37,8 +53,8 @@ impl Cpu {
     /// Dispatch level and, where the system tells, model of this CPU, for instance `cpu (avx2+fma, AMD EPYC 7B13)`.
     pub fn description(&self) -> String {
         match model_name() {
-            Some(model) => format!("cpu ({}, {model})", dispatch_level()),
-            None => format!("cpu ({})", dispatch_level()),
+            Some(model) => format!("cpu ({}, {model})", self.level.name()),
+            None => format!("cpu ({})", self.level.name()),
         }
     }
 }
@@ -55,53 +71,4 @@ fn model_name() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|l| l.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
-}
-
-/// Vector extensions that the loops are compiled for, beside what every x86-64 has.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vectors {
-    /// AVX-512 F, BW, DQ and VL, and [`Self::Avx2`].
-    Avx512,
-    /// AVX2 and FMA.
-    Avx2,
-    /// SSE2.
-    Sse2,
-}
-
-/// The widest that this machine has.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub fn vectors() -> Vectors {
-    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-        Vectors::Sse2
-    } else if is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-    {
-        Vectors::Avx512
-    } else {
-        Vectors::Avx2
-    }
-}
-
-/// Name of the vector extension that the loops use on this machine.
-pub fn dispatch_level() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        match vectors() {
-            Vectors::Avx512 => "avx512",
-            Vectors::Avx2 => "avx2+fma",
-            Vectors::Sse2 => "sse2",
-        }
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        "neon"
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        "portable"
-    }
 }

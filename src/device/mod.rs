@@ -5,6 +5,8 @@ pub mod cuda;
 pub mod gpus;
 pub mod images;
 mod launch;
+pub mod level;
+pub mod packed;
 pub mod probe;
 pub mod trace;
 
@@ -15,13 +17,13 @@ use cuda::{Cuda, CudaGraph};
 /// A place to hold tensors and run operations. Cloning shares the same device.
 #[derive(Clone)]
 pub enum Device {
-    /// Rayon threads and the `gemm` crate.
+    /// Rayon threads and the widest instructions that there are.
     Cpu(Cpu),
     /// One GPU, one stream, our own kernels.
     Cuda(Cuda),
 }
 
-/// Memory of a tensor. On the CPU f16 and bf16 tensors are held widened to f32.
+/// Memory of a tensor. On the CPU f16 and bf16 tensors are held widened to f32, but for packed weights.
 pub enum Buffer {
     /// Host memory, f32.
     F32(Vec<f32>),
@@ -29,6 +31,8 @@ pub enum Buffer {
     F64(Vec<f64>),
     /// Host memory, 32-bit integers: labels, counters, step tables.
     U32(Vec<u32>),
+    /// Host memory, a matrix as the products of the CPU read it.
+    Packed(packed::PackedMatrix),
     /// Device memory, elements as the tensor's type says.
     Cuda(cuda::DeviceBuffer),
 }

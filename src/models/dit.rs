@@ -196,7 +196,7 @@ fn load_adaln<const N: usize>(loader: &Loader, d: usize) -> Result<[Linear; N]> 
     let layers = weight.chunks_exact(d * d).zip(bias.chunks_exact(d)).enumerate().map(|(i, (weight, bias))| {
         let one = if i % 3 == 1 { 1.0 } else { 0.0 };
         let bias: Vec<f64> = bias.iter().map(|&b| b as f64 + one).collect();
-        Ok(Linear { weight: layer.given(&[d, d], weight)?, bias: layer.computed("bias", &[d], &bias)? })
+        Ok(Linear { weight: layer.given_matrix(d, d, weight)?, bias: layer.computed("bias", &[d], &bias)? })
     });
     let layers: Vec<Linear> = layers.collect::<Result<_>>()?;
     Ok(layers.try_into().unwrap_or_else(|_| unreachable!("the specs give the layer {N} D rows")))

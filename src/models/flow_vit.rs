@@ -191,7 +191,7 @@ fn fold_input_conv(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
         }
     }
     Ok(Linear {
-        weight: proj.computed("weight", &[d, c * pp], &folded)?,
+        weight: proj.computed_matrix("weight", d, c * pp, &folded)?,
         bias: proj.computed("bias", &[d], &folded_bias)?,
     })
 }

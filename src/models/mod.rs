@@ -119,7 +119,7 @@ impl Model {
             Architecture::Dit => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
             Architecture::Vit => return Err(Error::input(source.origin(), config::CLASSIFIER)),
         };
-        let layers = Layers::best(device, config.block().modulated);
+        let layers = Layers::best(device);
         Ok(Self { origin: source.origin().to_path_buf(), config, device: device.clone(), dtype, layers, network })
     }
 

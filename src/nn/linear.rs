@@ -18,7 +18,7 @@ pub struct Linear {
 impl Linear {
     /// Reads `weight` [n, k] and `bias` `[n]` below the loader's path.
     pub fn load(loader: &Loader, n: usize, k: usize) -> Result<Self> {
-        Ok(Self { weight: loader.tensor("weight", &[n, k])?, bias: loader.tensor("bias", &[n])? })
+        Ok(Self { weight: loader.matrix("weight", n, k)?, bias: loader.tensor("bias", &[n])? })
     }
 
     /// The layer on x, to be completed and given to [`linear`].

@@ -5,7 +5,9 @@ use super::params::Loader;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::ops::layernorm::{Affine, layernorm};
-use crate::ops::linear::{Activation, ForNorm, Norm, Operands, STATS_CHUNK, Workspace, linear, workspace_dtype};
+use crate::ops::linear::{
+    Activation, ForNorm, Norm, Operands, RowNorm, STATS_CHUNK, Workspace, linear, workspace_dtype,
+};
 use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
 
@@ -35,13 +37,17 @@ pub enum Layers {
     Fused,
     /// One operation behind the other.
     Separate,
+    /// The norm computed while the product reads its rows: on the CPU.
+    Inline,
 }
 
 impl Layers {
-    /// The faster way. Folding a norm that is modulated per image takes products for every evaluation and condition: on a
-    /// GPU they vanish beside the launches they save, on a CPU they cost more than the norms.
-    pub fn best(device: &Device, modulated: bool) -> Self {
-        if modulated && matches!(device, Device::Cpu(_)) { Self::Separate } else { Self::Fused }
+    /// The fastest way.
+    pub fn best(device: &Device) -> Self {
+        match device {
+            Device::Cpu(_) => Self::Inline,
+            Device::Cuda(_) => Self::Fused,
+        }
     }
 }
 
@@ -49,6 +55,8 @@ impl Layers {
 pub enum Normed {
     /// The norm's output, [B, T, D].
     Separate(Tensor),
+    /// Nothing.
+    Inline,
     /// What whoever writes x leaves.
     Fused {
         /// [B, T, ceil(D / 64), 2].
@@ -71,6 +79,7 @@ impl Normed {
         let stats = [batch, tokens, dim.div_ceil(STATS_CHUNK), 2];
         Ok(match layers {
             Layers::Separate => Self::Separate(zeros()?),
+            Layers::Inline => Self::Inline,
             Layers::Fused => Self::Fused {
                 stats: Tensor::zeros(device, workspace_dtype(dtype), &stats)?,
                 scaled: modulated.then(zeros).transpose()?,
@@ -118,7 +127,7 @@ impl Modulated {
         let zeros = |n: usize| Tensor::zeros(device, dtype, &[rows, n]);
         let folded = match layers {
             Layers::Fused => Some(Folded { sums: zeros(n)?, bias: zeros(n)? }),
-            Layers::Separate => None,
+            Layers::Separate | Layers::Inline => None,
         };
         Ok(Self { shift: zeros(k)?, scale: zeros(k)?, folded })
     }
@@ -153,8 +162,10 @@ impl NormLinear {
                 *sum += layer.rounded(*w);
             }
         }
-        let linear =
-            Linear { weight: layer.computed("weight", &[n, k], &weight)?, bias: layer.computed("bias", &[n], &bias)? };
+        let linear = Linear {
+            weight: layer.computed_matrix("weight", n, k, &weight)?,
+            bias: layer.computed("bias", &[n], &bias)?,
+        };
         Ok(Self { linear, sums: Some(layer.computed("weight", &[n], &sums)?), eps })
     }
 
@@ -188,16 +199,17 @@ impl NormLinear {
         y: &mut Tensor,
         workspace: &mut Workspace,
     ) -> Result<()> {
+        let affine = modulated.map_or(Affine::None, |(m, select)| Affine::Modulated {
+            shift: Columns::PerImage(&m.shift),
+            scale: Columns::PerImage(&m.scale),
+            select: Some(select),
+        });
         let operands = match normed {
             Normed::Separate(h) => {
-                let affine = modulated.map_or(Affine::None, |(m, select)| Affine::Modulated {
-                    shift: Columns::PerImage(&m.shift),
-                    scale: Columns::PerImage(&m.scale),
-                    select: Some(select),
-                });
                 layernorm(device, x, affine, self.eps, h)?;
                 self.linear.on(h)
             }
+            Normed::Inline => Operands { row_norm: Some(RowNorm { affine, eps: self.eps }), ..self.linear.on(x) },
             Normed::Fused { stats, scaled } => {
                 let norm = |sums| Some(Norm { stats: &*stats, sums, eps: self.eps });
                 match (modulated, &self.sums, scaled) {

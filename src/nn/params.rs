@@ -85,6 +85,31 @@ impl<'a> Loader<'a> {
         self.given(shape, &self.stored(name)?)
     }
 
+    /// Parameter `name` as the weight [n, k] of a linear layer, on the device.
+    ///
+    /// # Errors
+    /// As of [`Loader::stored`], and the device's.
+    pub fn matrix(&self, name: &str, n: usize, k: usize) -> Result<Tensor> {
+        self.given_matrix(n, k, &self.stored(name)?)
+    }
+
+    /// Elements of [`Loader::stored`] parameters, put on the device as the weight [n, k] of a linear layer.
+    pub fn given_matrix(&self, n: usize, k: usize, values: &[f32]) -> Result<Tensor> {
+        Tensor::matrix(self.device, self.dtype, [n, k], values)
+    }
+
+    /// Elements computed on the host from parameter `name`, put on the device as the weight [n, k] of a linear layer.
+    ///
+    /// # Errors
+    /// As of [`Loader::computed`].
+    pub fn computed_matrix(&self, name: &str, n: usize, k: usize, values: &[f64]) -> Result<Tensor> {
+        if self.dtype == DType::F64 {
+            return self.computed(name, &[n, k], values);
+        }
+        self.check_range(name, values.iter().copied())?;
+        self.given_matrix(n, k, &values.iter().map(|&v| v as f32).collect::<Vec<_>>())
+    }
+
     /// Elements of [`Loader::stored`] parameters, put on the device.
     pub fn given(&self, shape: &[usize], values: &[f32]) -> Result<Tensor> {
         Tensor::from_f32(self.device, self.dtype, shape, values)

@@ -2,18 +2,15 @@
 //!
 //! The CUDA kernel keeps a running maximum and sum over tiles of keys (FlashAttention-2, Dao, arXiv 2307.08691).
 
-use gemm::Parallelism;
-use rayon::prelude::*;
+mod cpu;
 
-use super::linear::{matmul, matmul_t};
-use super::reduce::{max, sum_of};
-use super::simd::vectorized;
+use super::product::Kernel;
 use super::{expect, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::trace::Work;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Real, Tensor};
+use crate::tensor::{DType, Tensor};
 
 spec! {
     /// Geometry of `attention_fwd_*`.
@@ -46,8 +43,6 @@ impl Heads<'_> {
     }
 }
 
-/// Most queries of a CPU task: enough to make up for packing the keys, few enough for the scores to stay in the cache.
-const CPU_QUERIES: usize = 64;
 /// Queries per block of the f32 kernel.
 const F32_QUERIES: usize = 32;
 /// Queries per block of the tensor-core kernel.
@@ -82,67 +77,14 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
         return Err(shape_error("attention v", v.tensor.shape(), k.tensor.shape()));
     }
     match device {
-        Device::Cpu(_) => {
-            with_real!(out.dtype(), T => cpu::<T>(q, k, v, heads, head_dim, out))?;
-            round(out)
+        Device::Cpu(device) => {
+            match dtype.packing(device) {
+                Some(element) => cpu::packed(&Kernel::new(device, element), q, k, v, heads, out)?,
+                None => with_real!(dtype, T => cpu::plain::<T>(q, k, v, heads, out))?,
+            }
+            if dtype.rounds_on(device) { round(out) } else { Ok(()) }
         }
         Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
-    }
-}
-
-fn cpu<T: Real>(q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {
-    let (q_len, kv_len, dim) = (q.len(), k.len(), heads * head_dim);
-    let (q_stride, kv_stride) = (q.stride(), k.stride());
-    let (qs, ks, vs) = (q.tensor.host::<T>()?, k.tensor.host::<T>()?, v.tensor.host::<T>()?);
-    let scale = T::from_f64(1.0 / (head_dim as f64).sqrt());
-    // Tiles of about one size, which depends on the length alone.
-    let queries_per_tile = q_len.div_ceil(q_len.div_ceil(CPU_QUERIES));
-    // Image by image, so that tiles never straddle two images.
-    let tasks: Vec<(usize, usize, &mut [T])> = out
-        .host_mut::<T>()?
-        .chunks_mut(q_len * dim)
-        .enumerate()
-        .flat_map(|(b, image)| image.chunks_mut(queries_per_tile * dim).enumerate().map(move |(tile, o)| (b, tile, o)))
-        .collect();
-    tasks.into_par_iter().for_each(|(b, tile, out)| {
-        let rows = out.len() / dim;
-        let mut scores = vec![T::default(); rows * kv_len];
-        for head in 0..heads {
-            let at = |x: Heads, token: usize| (b * x.len() + token) * x.stride() + x.offset + head * head_dim;
-            let queries = (&qs[at(q, tile * queries_per_tile)..], q_stride as isize);
-            let keys = (&ks[at(k, 0)..], kv_stride as isize);
-            let y = (&mut scores[..], kv_len as isize);
-            matmul_t(rows, kv_len, head_dim, y, queries, keys, scale, Parallelism::None);
-            let mut norms = [T::default(); CPU_QUERIES];
-            softmax(&mut scores, kv_len, &mut norms);
-            let out = &mut out[head * head_dim..];
-            let values = (&vs[at(v, 0)..], kv_stride as isize, 1);
-            let weights = (&scores[..], kv_len as isize, 1);
-            let y = (&mut *out, dim as isize);
-            matmul(rows, head_dim, kv_len, y, weights, values, T::from_f64(1.0), Parallelism::None);
-            scale_rows(out, dim, head_dim, &norms[..rows]);
-        }
-    });
-    Ok(())
-}
-
-vectorized! {
-    /// scores [rows, L] = e^(score - row maximum); norms [rows] = 1 / row sum.
-    fn softmax(scores: &mut [T], kv_len: usize, norms: &mut [T]) {
-        for (row, norm) in scores.chunks_exact_mut(kv_len).zip(norms) {
-            let top = max(row);
-            row.iter_mut().for_each(|s| *s = (*s - top).exp());
-            *norm = T::from_f64(1.0) / sum_of(row, |p| p);
-        }
-    }
-}
-
-vectorized! {
-    /// The first `head_dim` elements of each row of `out` [rows, stride] *= norms [rows].
-    fn scale_rows(out: &mut [T], stride: usize, head_dim: usize, norms: &[T]) {
-        for (row, &norm) in norms.iter().enumerate() {
-            out[row * stride..][..head_dim].iter_mut().for_each(|o| *o = *o * norm);
-        }
     }
 }
 

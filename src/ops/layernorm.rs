@@ -1,6 +1,8 @@
 //! Layer normalisation over the last dimension (Ba, Kiros and Hinton, arXiv 1607.06450), with a learned affine map or
 //! modulated per image as in adaLN (Peebles and Xie, arXiv 2212.09748).
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::reduce::sum_of;
@@ -9,7 +11,7 @@ use super::{Columns, Select, condition_rows, expect, moves, round, spec, to_i32,
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
-use crate::tensor::{Real, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 
 spec! {
     /// Geometry of `layernorm_fwd_*` and `layernorm_modulated_fwd_*`.
@@ -35,6 +37,27 @@ pub enum Affine<'a> {
     },
 }
 
+impl Affine<'_> {
+    /// Refuses what does not fit `images` images of rows of `dim` numbers.
+    pub(super) fn check(&self, dtype: DType, images: usize, dim: usize) -> Result<()> {
+        match *self {
+            Self::None => Ok(()),
+            Self::Learned(weight, bias) => {
+                expect("layernorm weight", weight, dtype, &[dim])?;
+                expect("layernorm bias", bias, dtype, &[dim])
+            }
+            Self::Modulated { shift, scale, select } => {
+                if let Some(select) = select {
+                    select.check(images)?;
+                }
+                shift.check("layernorm shift", dtype, select, images, dim)?;
+                scale.check("layernorm scale", dtype, select, images, dim)?;
+                expect("layernorm scale", scale.tensor(), dtype, shift.tensor().shape())
+            }
+        }
+    }
+}
+
 /// y [B, T, D] = affine((x - mean) / sqrt(var + eps)), statistics over D in f32.
 ///
 /// # Errors
@@ -42,21 +65,7 @@ pub enum Affine<'a> {
 pub fn layernorm(device: &Device, x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {
     let (images, dim, dtype) = (x.dim(0), x.last_dim(), x.dtype());
     expect("layernorm output", y, dtype, x.shape())?;
-    match affine {
-        Affine::None => {}
-        Affine::Learned(weight, bias) => {
-            expect("layernorm weight", weight, dtype, &[dim])?;
-            expect("layernorm bias", bias, dtype, &[dim])?;
-        }
-        Affine::Modulated { shift, scale, select } => {
-            if let Some(select) = select {
-                select.check(images)?;
-            }
-            shift.check("layernorm shift", dtype, select, images, dim)?;
-            scale.check("layernorm scale", dtype, select, images, dim)?;
-            expect("layernorm scale", scale.tensor(), dtype, shift.tensor().shape())?;
-        }
-    }
+    affine.check(dtype, images, dim)?;
     match device {
         Device::Cpu(_) => {
             with_real!(y.dtype(), T => cpu::<T>(x, affine, eps, y))?;
@@ -67,26 +76,54 @@ pub fn layernorm(device: &Device, x: &Tensor, affine: Affine, eps: f64, y: &mut 
 }
 
 fn cpu<T: Real>(x: &Tensor, affine: Affine, eps: f64, y: &mut Tensor) -> Result<()> {
-    let dim = x.last_dim();
-    let rows_per_image = x.len() / x.dim(0) / dim;
-    let (ones, zeros) = (vec![T::from_f64(1.0); dim], vec![T::default(); dim]);
-    // Factor and addend, and the elements from one condition's to the next.
-    let (mul, add, stride, select) = match affine {
-        Affine::None => (&ones[..], &zeros[..], 0, None),
-        Affine::Learned(weight, bias) => (weight.host::<T>()?, bias.host::<T>()?, 0, None),
-        Affine::Modulated { shift, scale, select } => {
-            (scale.tensor().host::<T>()?, shift.tensor().host::<T>()?, scale.stride(), select)
-        }
-    };
-    let conditions = condition_rows(select, x.dim(0))?;
-    let x = x.host::<T>()?;
-    y.host_mut::<T>()?.par_chunks_mut(dim).zip(x.par_chunks(dim)).enumerate().with_min_len(8).for_each(
-        |(row, (y, x))| {
-            let at = conditions[row / rows_per_image] * stride;
-            normalise(y, x, &mul[at..][..dim], &add[at..][..dim], T::from_f64(eps));
-        },
-    );
+    let (norm, dim) = (RowNormaliser::<T>::new(x, affine, eps, None)?, x.last_dim());
+    let rows = y.host_mut::<T>()?.par_chunks_mut(dim).zip(x.host::<T>()?.par_chunks(dim)).enumerate();
+    rows.with_min_len(8).for_each(|(row, (y, x))| norm.apply(row, x, y));
     Ok(())
+}
+
+/// The norm of the rows of one tensor, on the CPU.
+pub(super) struct RowNormaliser<'a, T: Clone> {
+    /// Factor and addend.
+    mul: Cow<'a, [T]>,
+    add: Cow<'a, [T]>,
+    /// Elements from one condition's to the next.
+    stride: usize,
+    /// Of each image.
+    conditions: Vec<usize>,
+    rows_per_image: usize,
+    eps: T,
+    rounded_to: Option<DType>,
+}
+
+impl<'a, T: Real> RowNormaliser<'a, T> {
+    /// For the rows of x [B, .., D]; results are rounded to the type that is given.
+    pub(super) fn new(x: &Tensor, affine: Affine<'a>, eps: f64, rounded_to: Option<DType>) -> Result<Self> {
+        let (images, dim) = (x.dim(0), x.last_dim());
+        let (mul, add, stride, select, rows) = match affine {
+            Affine::None => (vec![T::from_f64(1.0); dim].into(), vec![T::default(); dim].into(), 0, None, usize::MAX),
+            Affine::Learned(weight, bias) => {
+                (weight.host::<T>()?.into(), bias.host::<T>()?.into(), 0, None, usize::MAX)
+            }
+            Affine::Modulated { shift, scale, select } => {
+                let (mul, add) = (scale.tensor().host::<T>()?, shift.tensor().host::<T>()?);
+                (mul.into(), add.into(), scale.stride(), select, scale.rows())
+            }
+        };
+        let conditions = condition_rows(select, images, rows)?;
+        let rows_per_image = x.len() / (images * dim).max(1);
+        Ok(Self { mul, add, stride, conditions, rows_per_image, eps: T::from_f64(eps), rounded_to })
+    }
+
+    /// y = the norm of x, row `row`.
+    #[inline]
+    pub(super) fn apply(&self, row: usize, x: &[T], y: &mut [T]) {
+        let at = self.conditions[row / self.rows_per_image] * self.stride;
+        normalise(y, x, &self.mul[at..][..x.len()], &self.add[at..][..x.len()], self.eps);
+        if let Some(dtype) = self.rounded_to {
+            y.iter_mut().for_each(|y| *y = T::from_f64(dtype.round(y.to_f64() as f32).into()));
+        }
+    }
 }
 
 vectorized! {

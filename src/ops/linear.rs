@@ -3,18 +3,23 @@
 //! product of the normalised x follows from the product of x itself (`kernels/linear.cuh` has the formulas).
 
 mod cpu;
+mod epilogue;
 mod gpu;
+mod norm;
+mod packed;
 mod plan;
 
 pub use cpu::{matmul, matmul_t};
 pub use plan::{HOPPER_TILES, Plan, TILES, Tile, candidates, plan, predicted};
 
+use super::layernorm::Affine;
 use super::{Columns, Select, expect, round, shape_error, with_real};
 use crate::device::Device;
+use crate::device::packed::Line;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-pub(super) use cpu::silu;
+pub(super) use epilogue::silu;
 pub(super) use gpu::LAYOUT;
 
 /// Columns that one entry of the row statistics covers.
@@ -46,6 +51,15 @@ pub enum Residual<'a> {
     Gated(Columns<'a>),
 }
 
+impl<'a> Residual<'a> {
+    fn gate(self) -> Option<Columns<'a>> {
+        match self {
+            Self::Gated(gate) => Some(gate),
+            _ => None,
+        }
+    }
+}
+
 /// A layer norm without affine map in front of the product, from the statistics that [`ForNorm`] left of x (or, where
 /// the norm has a scale per image, of what x was scaled from).
 #[derive(Clone, Copy)]
@@ -58,6 +72,15 @@ pub struct Norm<'a> {
     pub eps: f64,
 }
 
+/// A layer norm in front of the product, computed while the rows of x are read: what a CPU does.
+#[derive(Clone, Copy)]
+pub struct RowNorm<'a> {
+    /// What follows the normalisation.
+    pub affine: Affine<'a>,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
 /// What a linear layer reads.
 #[derive(Clone, Copy)]
 pub struct Operands<'a> {
@@ -65,8 +88,10 @@ pub struct Operands<'a> {
     pub x: &'a Tensor,
     /// [N, K].
     pub weight: &'a Tensor,
-    /// Before the product.
+    /// Before the product, folded into it.
     pub norm: Option<Norm<'a>>,
+    /// Before the product, on the CPU only.
+    pub row_norm: Option<RowNorm<'a>>,
     /// N numbers.
     pub bias: Option<Columns<'a>>,
     /// After the bias.
@@ -81,7 +106,7 @@ impl<'a> Operands<'a> {
     /// The product alone.
     pub fn new(x: &'a Tensor, weight: &'a Tensor) -> Self {
         let act = Activation::None;
-        Self { x, weight, norm: None, bias: None, act, residual: Residual::None, select: None }
+        Self { x, weight, norm: None, row_norm: None, bias: None, act, residual: Residual::None, select: None }
     }
 }
 
@@ -94,12 +119,14 @@ pub struct ForNorm<'a> {
     pub scaled: Option<(Columns<'a>, &'a mut Tensor)>,
 }
 
-/// Memory for intermediate sums, shared by the layers of a model.
+/// Memory for intermediate results, shared by the layers of a model.
 pub struct Workspace {
-    /// f32 sums on a GPU, products in the compute type on the CPU.
+    /// f32 sums on a GPU, rows and products in the compute type on the CPU.
     sums: Tensor,
     /// Of the blocks that have arrived at each tile; zeros between launches.
     counters: Tensor,
+    /// Rows as the products of the CPU read them.
+    lines: Vec<Line>,
 }
 
 /// Elements of a [`Workspace`].
@@ -107,12 +134,17 @@ pub struct Workspace {
 pub struct WorkspaceSize {
     sums: usize,
     counters: usize,
+    lines: usize,
 }
 
 impl WorkspaceSize {
     /// Enough for either.
     pub fn max(self, other: Self) -> Self {
-        Self { sums: self.sums.max(other.sums), counters: self.counters.max(other.counters) }
+        Self {
+            sums: self.sums.max(other.sums),
+            counters: self.counters.max(other.counters),
+            lines: self.lines.max(other.lines),
+        }
     }
 }
 
@@ -123,7 +155,8 @@ impl Workspace {
     /// [`Error::OutOfMemory`].
     pub fn new(device: &Device, model: DType, size: WorkspaceSize) -> Result<Self> {
         let sums = Tensor::zeros(device, workspace_dtype(model), &[size.sums])?;
-        Ok(Self { sums, counters: Tensor::zeros(device, DType::U32, &[size.counters])? })
+        let counters = Tensor::zeros(device, DType::U32, &[size.counters])?;
+        Ok(Self { sums, counters, lines: vec![Line::default(); size.lines] })
     }
 }
 
@@ -151,7 +184,17 @@ pub fn linear(
 ) -> Result<()> {
     let geometry = check(&operands, y, next.as_ref())?;
     match device {
-        Device::Cpu(_) => with_real!(y.dtype(), T => cpu::linear::<T>(geometry, operands, y, next, workspace)),
+        Device::Cpu(cpu) => {
+            match y.dtype().packing(cpu) {
+                Some(element) => packed::linear(cpu, element, geometry, &operands, y, workspace)?,
+                None => with_real!(y.dtype(), T => cpu::linear::<T>(cpu, geometry, &operands, y, workspace))?,
+            }
+            if y.dtype().rounds_on(cpu) {
+                round(y)?;
+            }
+            let Some(next) = next else { return Ok(()) };
+            with_real!(y.dtype(), T => norm::for_norm::<T>(geometry, y, operands.select, next))
+        }
         Device::Cuda(cuda) => {
             let plan = plan(cuda, y.dtype(), geometry.images, geometry.rows, geometry.n, geometry.k);
             gpu::launch(cuda, geometry, plan, operands, y, next, workspace)
@@ -178,7 +221,7 @@ pub fn linear_by(
 
 /// Refuses what does not fit together: a kernel would read or write past its end.
 fn check(operands: &Operands, y: &Tensor, next: Option<&ForNorm>) -> Result<Geometry> {
-    let Operands { x, weight, norm, bias, residual, select, .. } = *operands;
+    let Operands { x, weight, norm, row_norm, bias, residual, select, .. } = *operands;
     let (n, k, dtype, images) = (weight.dim(0), weight.last_dim(), y.dtype(), x.dim(0));
     expect("linear x", x, dtype, x.shape())?;
     expect("linear weight", weight, dtype, &[n, k])?;
@@ -199,6 +242,12 @@ fn check(operands: &Operands, y: &Tensor, next: Option<&ForNorm>) -> Result<Geom
     };
     if let Some(select) = select {
         select.check(images)?;
+    }
+    if let Some(RowNorm { affine, .. }) = row_norm {
+        affine.check(dtype, images, k)?;
+        if norm.is_some() {
+            return Err(Error::Runtime("linear: one norm in front of the product expected".into()));
+        }
     }
     if let Some(norm) = norm {
         expect("linear stats of x", norm.stats, workspace_dtype(dtype), &stats_shape(x))?;
@@ -228,7 +277,10 @@ fn check(operands: &Operands, y: &Tensor, next: Option<&ForNorm>) -> Result<Geom
 /// What [`linear`] needs for x [images, rows, k] and a weight [n, k] in `dtype`.
 pub fn workspace_size(device: &Device, dtype: DType, images: usize, rows: usize, n: usize, k: usize) -> WorkspaceSize {
     match device {
-        Device::Cpu(_) => WorkspaceSize { sums: images * rows * n, counters: 0 },
+        Device::Cpu(cpu) => match dtype.packing(cpu) {
+            Some(element) => WorkspaceSize { lines: images * rows * element.lines(k), ..WorkspaceSize::default() },
+            None => WorkspaceSize { sums: images * rows * (n + k), ..WorkspaceSize::default() },
+        },
         Device::Cuda(cuda) => plan(cuda, dtype, images, rows, n, k).workspace(images * rows, n),
     }
 }

@@ -10,6 +10,7 @@ pub mod layernorm;
 pub mod linear;
 pub mod noise;
 pub mod patch;
+mod product;
 mod reduce;
 mod simd;
 pub mod solver;
@@ -80,6 +81,14 @@ impl<'a> Columns<'a> {
         }
     }
 
+    /// Rows that there are.
+    fn rows(&self) -> usize {
+        match self {
+            Self::Shared(_) => usize::MAX,
+            Self::PerImage(t) => t.dim(0),
+        }
+    }
+
     /// Bytes that `images` images use.
     fn bytes(&self, images: usize, n: usize) -> usize {
         let rows = if self.stride() == 0 { 1 } else { images };
@@ -114,11 +123,19 @@ impl Select<'_> {
     }
 }
 
-/// The rows of conditions of `images` images, on the CPU.
-fn condition_rows(select: Option<Select>, images: usize) -> Result<Vec<usize>> {
+/// The rows of conditions of `images` images, on the CPU; each table has at least `rows`.
+///
+/// # Errors
+/// [`Error::Runtime`] for an evaluation or a label past the end of a table.
+fn condition_rows(select: Option<Select>, images: usize, rows: usize) -> Result<Vec<usize>> {
     let Some(select) = select else { return Ok((0..images).collect()) };
-    let first = select.counter.host_u32()?[0] as usize * select.conditions;
-    Ok(select.rows.host_u32()?.iter().map(|&row| first + row as usize).collect())
+    let evaluation = select.counter.host_u32()?[0];
+    let first = evaluation as usize * select.conditions;
+    let picked: Vec<usize> = select.rows.host_u32()?.iter().map(|&row| first + row as usize).collect();
+    match picked.iter().find(|&&row| row >= rows) {
+        Some(row) => Err(Error::Runtime(format!("evaluation {evaluation}: row {row} of conditions, there are {rows}"))),
+        None => Ok(picked),
+    }
 }
 
 fn shape_error(what: &str, found: &[usize], expected: &[usize]) -> Error {

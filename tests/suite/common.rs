@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use arclet::device::Device;
 use arclet::device::cpu::Cpu;
+use arclet::device::level::Level;
 use arclet::io::Checkpoint;
 
 /// The project's folder, or the one that a bundle unpacked to.
@@ -19,6 +20,16 @@ pub fn data(path: &str) -> PathBuf {
 /// A CPU of two threads.
 pub fn cpu() -> Device {
     Device::Cpu(Cpu::new(2).expect("two threads"))
+}
+
+/// The same with the products of `level`, in portable loops where this machine lacks its instructions.
+pub fn cpu_at(level: Level) -> Device {
+    Device::Cpu(Cpu::at(2, level).expect("two threads"))
+}
+
+/// A CPU that rounds f16 and bf16 after every operation, on every machine: the yardstick of both.
+pub fn rounding_cpu() -> Device {
+    cpu_at(Level::Portable)
 }
 
 /// The tensors of a golden file.

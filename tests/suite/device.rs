@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arclet::device::cuda::Cuda;
 use arclet::device::images::KernelImages;
-use arclet::device::{Device, cpu::dispatch_level};
+use arclet::device::{Device, level::Level};
 use arclet::error::{Error, Result};
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::layernorm::{Affine, layernorm};
@@ -46,7 +46,7 @@ fn host_memory_that_is_not_there_is_an_error() {
 
 #[test]
 fn the_cpu_is_described_by_what_decides_its_last_bits() {
-    assert!(cpu().description().starts_with(&format!("cpu ({}", dispatch_level())));
+    assert!(cpu().description().starts_with(&format!("cpu ({}", Level::detect().name())));
 }
 
 #[test]

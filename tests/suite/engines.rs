@@ -3,11 +3,12 @@
 use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::device::images::KernelImages;
+use arclet::device::level::Level;
 use arclet::ops::linear::{Operands, Workspace, WorkspaceSize, linear};
 use arclet::ops::{Columns, Select};
 use arclet::tensor::{DType, Tensor};
 
-use crate::common::{cpu, relative_error, rms_error};
+use crate::common::{cpu, cpu_at, relative_error, rms_error, rounding_cpu};
 
 /// The GPU: the emulated one, or the machine's with `ARCLET_TEST_DRIVER=real`. Each test thread has a stream of its own,
 /// because a stream that one test records on must not be synchronised by another.
@@ -43,29 +44,38 @@ pub fn every_mode(what: &str, work: impl Fn() -> Vec<f32>) -> Vec<f32> {
 pub const CUDA_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
 /// Runs one operation everywhere and compares with `want`, computed in f64 from the unrounded inputs:
-/// the CPU in f64 and f32, the GPU in f32 within `1e-5` of the largest value; in f16 and bf16 the GPU's RMS error is at
-/// most twice that of the f32 loops with every input and output rounded to the type.
+/// the CPU in f64, the CPU at every level and the GPU in f32 within `1e-5` of the largest value; the RMS error of the GPU in
+/// f16 and bf16, and of a CPU with instructions for bf16, is at most twice that of the f32 loops with every input and
+/// output rounded to the type.
 pub fn check(what: &str, want: &[f64], run: impl Fn(&Device, DType) -> Vec<f32>) {
     let want: Vec<f32> = want.iter().map(|&w| w as f32).collect();
-    let (cpu, cuda) = (cpu(), cuda());
+    let (cpu, rounding, cuda) = (cpu(), rounding_cpu(), cuda());
     let near = |dtype, device: &str, got: &[f32], bound: f64| {
         let error = relative_error(got, &want);
         assert!(error <= bound, "{what} on {device} in {dtype}: relative error {error:.2e}");
     };
     near(DType::F64, "cpu", &run(&cpu, DType::F64), 3e-7);
-    near(DType::F32, "cpu", &run(&cpu, DType::F32), 1e-5);
+    let within_rounding = |dtype, device: &str, got: &[f32]| {
+        let (error, yardstick) = (rms_error(got, &want), rms_error(&run(&rounding, dtype), &want));
+        assert!(
+            error <= 2.0 * yardstick,
+            "{what} on {device} in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}"
+        );
+    };
+    for level in Level::ALL {
+        let cpu = cpu_at(level);
+        near(DType::F32, level.name(), &run(&cpu, DType::F32), 1e-5);
+        if level.has_bf16() {
+            within_rounding(DType::BF16, level.name(), &run(&cpu, DType::BF16));
+        }
+    }
     for dtype in CUDA_DTYPES {
         let got = every_mode(&format!("{what} in {dtype}"), || run(&cuda, dtype));
         if dtype == DType::F32 {
             near(dtype, "cuda", &got, 1e-5);
             continue;
         }
-        let yardstick = rms_error(&run(&cpu, dtype), &want);
-        let error = rms_error(&got, &want);
-        assert!(
-            error <= 2.0 * yardstick,
-            "{what} on cuda in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}"
-        );
+        within_rounding(dtype, "cuda", &got);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use arclet::device::Device;
+use arclet::device::level::Level;
 use arclet::flow::sampler::{MAX_GRAPH_EVALUATIONS, Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::io::Checkpoint;
@@ -15,7 +16,7 @@ use arclet::nn::params::Loader;
 use arclet::ops::linear::Workspace;
 use arclet::tensor::{DType, Tensor};
 
-use crate::common::{Golden, cpu, data, relative_error, rms_error};
+use crate::common::{Golden, cpu, cpu_at, data, relative_error, rms_error, rounding_cpu};
 use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 
 fn load(folder: &str, device: &Device, dtype: DType) -> Model {
@@ -82,6 +83,14 @@ fn compare(got: &BTreeMap<String, Vec<f32>>, golden: &Golden, names: &[&str], ou
     }
 }
 
+/// The ways that a device has of computing layer norms.
+fn ways(device: &Device) -> &'static [Layers] {
+    match device {
+        Device::Cpu(_) => &[Layers::Inline, Layers::Fused, Layers::Separate],
+        Device::Cuda(_) => &[Layers::Fused, Layers::Separate],
+    }
+}
+
 const FLOW_VIT_ACTS: [&str; 5] =
     ["act.tokens_plus_pos", "act.block0.attn.qkv", "act.block0", "act.block1.attn.qkv", "act.block1"];
 
@@ -89,7 +98,7 @@ const FLOW_VIT_ACTS: [&str; 5] =
 fn flow_vit_matches_pytorch_in_every_activation() {
     let golden = Golden::open("a1_flow_vit/io.safetensors");
     for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)] {
-        for layers in [Layers::Fused, Layers::Separate] {
+        for &layers in ways(&device) {
             let mut model = load("a1_flow_vit", &device, dtype);
             model.layers = layers;
             let mut got = run_images(&model, &golden, &[]);
@@ -108,7 +117,7 @@ fn dit_matches_pytorch_in_every_activation() {
         let names = ["act.block0", "act.block1", "act.final"];
         for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)]
         {
-            for layers in [Layers::Fused, Layers::Separate] {
+            for &layers in ways(&device) {
                 let mut model = load(folder, &device, dtype);
                 model.layers = layers;
                 let got = run_images(&model, &golden, &labels);
@@ -224,10 +233,41 @@ fn gpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DT
             assert!(error <= bound, "{name} on cuda: relative error {error:.2e}");
             continue;
         }
-        let (error, yardstick) = (rms_error(&got, want), rms_error(&run(&cpu(), dtype), want));
+        let (error, yardstick) = (rms_error(&got, want), rms_error(&run(&rounding_cpu(), dtype), want));
         println!("{name} {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
         assert!(error <= 2.0 * yardstick, "{name} in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
     }
+}
+
+/// The same on a CPU at every level of its products; bf16 only where it has instructions.
+fn cpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DType) -> Vec<f32>) {
+    let yardstick = rms_error(&run(&rounding_cpu(), DType::BF16), want);
+    for level in Level::ALL {
+        let (device, level) = (cpu_at(level), level.name());
+        let error = relative_error(&run(&device, DType::F32), want);
+        println!("{name} at {level}: {error:.2e}");
+        assert!(error <= bound, "{name} at {level}: relative error {error:.2e}");
+        let error = rms_error(&run(&device, DType::BF16), want);
+        println!("{name} at {level} in bf16: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
+        assert!(error <= 2.0 * yardstick, "{name} at {level} in bf16: RMS error {error:.2e} of {yardstick:.2e}");
+    }
+}
+
+#[test]
+fn every_level_of_the_cpu_follows_the_golden_trajectories() {
+    let golden = Golden::open("b_samplers/flow_vit_io.safetensors");
+    let name = "out.euler10";
+    cpu_trajectory(name, &golden.f32(name), golden.bound(name, 1e-4), |device, dtype| {
+        let model = load("a1_flow_vit", device, dtype);
+        trajectory(&model, &golden.f32("in.x_noise"), &[], Solver::Euler, 10, TimeConvention::Train, 1.0, false)
+    });
+    let golden = Golden::open("b_samplers/nanodit_cfg_io.safetensors");
+    let classes: Vec<usize> = golden.i64("in.y").iter().map(|&y| y as usize).collect();
+    let name = "out.cfg_w3";
+    cpu_trajectory(name, &golden.f32(name), golden.bound(name, 1e-4), |device, dtype| {
+        let model = load("a3_nanodit", device, dtype);
+        trajectory(&model, &golden.f32("in.z"), &classes, Solver::Euler, 20, TimeConvention::Train, 3.0, false)
+    });
 }
 
 #[test]
@@ -391,7 +431,8 @@ fn full_size_block_on_the_gpu() {
     assert!(relative_error(&run(&cpu(), DType::F32), &want) <= 1e-5);
     assert!(relative_error(&run(&cuda(), DType::F32), &want) <= 1e-5);
     for dtype in [DType::F16, DType::BF16] {
-        let (error, yardstick) = (rms_error(&run(&cuda(), dtype), &want), rms_error(&run(&cpu(), dtype), &want));
+        let (error, yardstick) =
+            (rms_error(&run(&cuda(), dtype), &want), rms_error(&run(&rounding_cpu(), dtype), &want));
         println!("{dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}");
         assert!(error <= 2.0 * yardstick);
     }

@@ -8,6 +8,7 @@ mod engines;
 mod goldens;
 mod house;
 mod import;
+mod levels;
 mod ops;
 mod ptx;
 mod static_table;

@@ -99,7 +99,8 @@ fn linear_case(c: LinearCase) {
     }
     check(&what, &want, |device, dtype| {
         let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
-        let (x, w, b) = (t(&[images, rows, k], &x), t(&[n, k], &w), t(&[n], &b));
+        let w = Tensor::matrix(device, dtype, [n, k], &w).unwrap();
+        let (x, b) = (t(&[images, rows, k], &x), t(&[n], &b));
         let (positions, gate) = (t(&[rows, n], &positions), t(&[images, n], &gate));
         let mut y = t(&[images, rows, n], &y0);
         let mut workspace = workspace(device, dtype, [images, rows, n, k]);

@@ -1,172 +1,50 @@
-//! The CPU loops: products through `gemm`, everything else row by row.
+//! Products on the CPU through `gemm`: in f64, and on processors without vector instructions of our own.
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Activation, Columns, ForNorm, Geometry, Operands, Residual, STATS_CHUNK, Workspace, round, too_small};
+use super::epilogue::Epilogue;
+use super::{Geometry, Operands, Workspace, too_small};
+use crate::device::cpu::Cpu;
 use crate::error::Result;
-use crate::ops::condition_rows;
-use crate::ops::reduce::{dot, sum_of};
+use crate::ops::layernorm::RowNormaliser;
+use crate::ops::product::SharedRows;
+use crate::ops::reduce::dot;
 use crate::ops::simd::vectorized;
 use crate::tensor::{Real, Tensor};
 
 /// Products of fewer rows per image take our own dot products: `gemm` branches on the shape.
 const MIN_GEMM_ROWS: usize = 16;
 
-/// Numbers for the columns, per condition or not.
-#[derive(Clone, Copy)]
-struct HostColumns<'a, T> {
-    values: &'a [T],
-    stride: usize,
-    n: usize,
-}
-
-impl<'a, T: Real> HostColumns<'a, T> {
-    fn new(columns: Option<Columns<'a>>, n: usize) -> Result<Option<Self>> {
-        columns.map(|c| Ok(Self { values: c.tensor().host::<T>()?, stride: c.stride(), n })).transpose()
-    }
-
-    fn row(&self, condition: usize) -> &'a [T] {
-        &self.values[condition * self.stride..][..self.n]
-    }
-}
-
 pub(super) fn linear<T: Real>(
+    device: &Cpu,
     g: Geometry,
-    operands: Operands,
+    operands: &Operands,
     y: &mut Tensor,
-    next: Option<ForNorm>,
     workspace: &mut Workspace,
 ) -> Result<()> {
-    let Operands { x, weight, norm, bias, act, residual, select } = operands;
-    let (x, w) = (x.host::<T>()?, weight.host::<T>()?);
-    let conditions = condition_rows(select, g.images)?;
-    let bias = HostColumns::<T>::new(bias, g.n)?;
-    let sums = HostColumns::<T>::new(norm.map(|n| n.sums), g.n)?;
-    let stats = norm.map(|n| n.stats.host::<T>()).transpose()?.zip(sums);
-    let eps = T::from_f64(norm.map_or(0.0, |n| n.eps));
-    // v = act(norm(product) + bias)
-    let finish = |row: usize, v: &mut [T]| {
-        let condition = conditions[row / g.rows];
-        if let Some((stats, sums)) = stats {
-            let per_row = 2 * g.k.div_ceil(STATS_CHUNK);
-            let (mean, rstd) = moments(&stats[row * per_row..][..per_row], g.k, eps);
-            normalise(v, sums.row(condition), mean, rstd);
+    let epilogue = Epilogue::<T>::new(g, operands)?;
+    let (x, w) = (operands.x.host::<T>()?, operands.weight.host::<T>()?);
+    let rows = g.images * g.rows;
+    let space = workspace.sums.host_mut::<T>()?.get_mut(..rows * (g.n + g.k)).ok_or_else(too_small)?;
+    let (product, normed) = space.split_at_mut(rows * g.n);
+    let rounded_to = Some(y.dtype()).filter(|dtype| dtype.rounds_on(device));
+    let x = match operands.row_norm {
+        Some(norm) => {
+            let norm = RowNormaliser::<T>::new(operands.x, norm.affine, norm.eps, rounded_to)?;
+            let rows = normed.par_chunks_mut(g.k).zip(x.par_chunks(g.k)).enumerate();
+            rows.with_min_len(8).for_each(|(row, (normed, x))| norm.apply(row, x, normed));
+            &*normed
         }
-        activate(act, bias.map(|b| b.row(condition)), v);
+        None => x,
     };
-    // A product that is added to y must not overwrite it first.
-    if matches!(residual, Residual::InPlace | Residual::Gated(_)) {
-        let y = y.host_mut::<T>()?;
-        let product = workspace.sums.host_mut::<T>()?.get_mut(..y.len()).ok_or_else(too_small)?;
-        products(g, x, w, product);
-        let gate = match residual {
-            Residual::Gated(gate) => HostColumns::<T>::new(Some(gate), g.n)?,
-            _ => None,
-        };
-        y.par_chunks_mut(g.n).zip(product.par_chunks_mut(g.n)).enumerate().with_min_len(8).for_each(|(row, (y, v))| {
-            finish(row, v);
-            add(y, v, gate.map(|gate| gate.row(conditions[row / g.rows])));
-        });
-    } else {
-        let y = y.host_mut::<T>()?;
-        products(g, x, w, y);
-        let rows = match residual {
-            Residual::Rows(rows) => Some((rows.host::<T>()?, rows.dim(0))),
-            _ => None,
-        };
-        y.par_chunks_mut(g.n).enumerate().with_min_len(8).for_each(|(row, y)| {
-            finish(row, y);
-            if let Some((rows, count)) = rows {
-                add(y, &rows[row % count * g.n..][..g.n], None);
-            }
-        });
-    }
-    round(y)?;
-    next.map_or(Ok(()), |next| for_norm::<T>(g, y.host::<T>()?, &conditions, next))
-}
-
-/// Statistics of the rows of y, and z.
-fn for_norm<T: Real>(g: Geometry, y: &[T], conditions: &[usize], next: ForNorm) -> Result<()> {
-    let per_row = 2 * g.n.div_ceil(STATS_CHUNK);
-    let stats = next.stats.host_mut::<T>()?.par_chunks_mut(per_row);
-    stats.zip(y.par_chunks(g.n)).with_min_len(8).for_each(|(stats, y)| describe(stats, y));
-    let Some((scale, z)) = next.scaled else { return Ok(()) };
-    let scale = HostColumns::<T> { values: scale.tensor().host::<T>()?, stride: scale.stride(), n: g.n };
-    let rows = z.host_mut::<T>()?.par_chunks_mut(g.n).zip(y.par_chunks(g.n)).enumerate().with_min_len(8);
-    rows.for_each(|(row, (z, y))| multiply(z, y, scale.row(conditions[row / g.rows])));
-    round(z)
-}
-
-/// Mean and inverse deviation of a row of k numbers from the statistics of its chunks (Chan, Golub and LeVeque 1979).
-fn moments<T: Real>(stats: &[T], k: usize, eps: T) -> (T, T) {
-    let all = T::from_f64(k as f64);
-    let mean = stats.chunks_exact(2).map(|s| s[0]).sum::<T>() / all;
-    let squares = stats.chunks_exact(2).enumerate().map(|(chunk, s)| {
-        let count = T::from_f64(STATS_CHUNK.min(k - chunk * STATS_CHUNK) as f64);
-        let d = s[0] / count - mean;
-        (count * d).mul_add(d, s[1])
+    products(g, x, w, product);
+    let y = SharedRows::new(y.host_mut::<T>()?, g.n);
+    product.par_chunks_mut(g.n).enumerate().with_min_len(8).for_each(|(row, v)| {
+        // SAFETY: each task has rows of its own.
+        unsafe { epilogue.apply((row, 0), v, g.n, y) };
     });
-    (mean, T::from_f64(1.0) / (squares.sum::<T>() / all + eps).sqrt())
-}
-
-vectorized! {
-    /// Of each 64 numbers of y: their sum, and the sum of the squared deviations from their mean.
-    fn describe(stats: &mut [T], y: &[T]) {
-        for (stats, y) in stats.chunks_exact_mut(2).zip(y.chunks(STATS_CHUNK)) {
-            let sum = sum_of(y, |v| v);
-            let mean = sum / T::from_f64(y.len() as f64);
-            stats[0] = sum;
-            stats[1] = sum_of(y, |v| (v - mean) * (v - mean));
-        }
-    }
-}
-
-vectorized! {
-    /// z = y * scale.
-    fn multiply(z: &mut [T], y: &[T], scale: &[T]) {
-        for ((z, &y), &scale) in z.iter_mut().zip(y).zip(scale) {
-            *z = y * scale;
-        }
-    }
-}
-
-vectorized! {
-    /// v = rstd (v - mean * sums).
-    fn normalise(v: &mut [T], sums: &[T], mean: T, rstd: T) {
-        for (v, &sum) in v.iter_mut().zip(sums) {
-            *v = rstd * (-mean).mul_add(sum, *v);
-        }
-    }
-}
-
-vectorized! {
-    /// v = act(v + bias).
-    fn activate(act: Activation, bias: Option<&[T]>, v: &mut [T]) {
-        if let Some(bias) = bias {
-            v.iter_mut().zip(bias).for_each(|(v, &b)| *v += b);
-        }
-        match act {
-            Activation::None => {}
-            Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
-            Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
-            Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
-        }
-    }
-}
-
-vectorized! {
-    /// y += gate * v.
-    fn add(y: &mut [T], v: &[T], gate: Option<&[T]>) {
-        match gate {
-            Some(gate) => {
-                for ((y, &v), &gate) in y.iter_mut().zip(v).zip(gate) {
-                    *y = gate.mul_add(v, *y);
-                }
-            }
-            None => y.iter_mut().zip(v).for_each(|(y, &v)| *y += v),
-        }
-    }
+    Ok(())
 }
 
 vectorized! {
@@ -176,25 +54,6 @@ vectorized! {
             *y = dot(x, w);
         }
     }
-}
-
-#[inline(always)]
-fn gelu<T: Real>(x: T) -> T {
-    let half = T::from_f64(0.5);
-    half * x * (T::from_f64(1.0) + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
-}
-
-#[inline(always)]
-fn gelu_tanh<T: Real>(x: T) -> T {
-    let sqrt_2_over_pi = T::from_f64(0.797_884_560_802_865_4);
-    let inner = sqrt_2_over_pi * (x + T::from_f64(0.044715) * x * x * x);
-    T::from_f64(0.5) * x * (T::from_f64(1.0) + inner.tanh())
-}
-
-/// x / (1 + e^-x).
-#[inline(always)]
-pub(in crate::ops) fn silu<T: Real>(x: T) -> T {
-    x / (T::from_f64(1.0) + (-x).exp())
 }
 
 /// y [images, rows, N] = x [images, rows, K] w [N, K]^T, image by image.

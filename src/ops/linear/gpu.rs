@@ -3,7 +3,7 @@
 use super::{Activation, ForNorm, Geometry, Norm, Operands, Plan, Residual, Workspace, too_small};
 use crate::device::cuda::{Cuda, Launch, TensorMap};
 use crate::device::trace::Work;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Columns, spec, to_i32, to_u32};
 use crate::tensor::{DType, Tensor};
 
@@ -31,7 +31,10 @@ pub(super) fn launch(
     next: Option<ForNorm>,
     workspace: &mut Workspace,
 ) -> Result<()> {
-    let Operands { x, weight, norm, bias, act, residual, select } = operands;
+    let Operands { x, weight, norm, row_norm, bias, act, residual, select } = operands;
+    if row_norm.is_some() {
+        return Err(Error::Runtime("linear: on a GPU a norm is folded or an operation of its own".into()));
+    }
     let (m, dtype, tile) = (g.images * g.rows, y.dtype(), plan.tile);
     let need = plan.workspace(m, g.n);
     if workspace.sums.len() < need.sums || workspace.counters.len() < need.counters {

@@ -97,7 +97,7 @@ impl Plan {
     /// What a product with `m` rows and `n` columns needs.
     pub fn workspace(&self, m: usize, n: usize) -> WorkspaceSize {
         match self.spread && !self.tile.hopper {
-            true => WorkspaceSize { sums: self.splits * m * n, counters: self.tile.blocks(m, n) },
+            true => WorkspaceSize { sums: self.splits * m * n, counters: self.tile.blocks(m, n), lines: 0 },
             false => WorkspaceSize::default(),
         }
     }

@@ -1,0 +1,145 @@
+//! What follows a product on the CPU, on any rectangle of it while it is in the cache.
+
+use super::norm::all_moments;
+use super::{Activation, Columns, Geometry, Norm, Operands, Residual};
+use crate::error::Result;
+use crate::ops::condition_rows;
+use crate::ops::product::SharedRows;
+use crate::ops::simd::vectorized;
+use crate::tensor::Real;
+
+/// Numbers for the columns, per condition or not.
+#[derive(Clone, Copy)]
+pub(super) struct HostColumns<'a, T> {
+    values: &'a [T],
+    stride: usize,
+    n: usize,
+}
+
+impl<'a, T: Real> HostColumns<'a, T> {
+    pub(super) fn new(columns: Columns<'a>, n: usize) -> Result<Self> {
+        Ok(Self { values: columns.tensor().host::<T>()?, stride: columns.stride(), n })
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, condition: usize) -> &'a [T] {
+        &self.values[condition * self.stride..][..self.n]
+    }
+}
+
+/// What is added, on the host.
+#[derive(Clone, Copy)]
+enum Addend<'a, T> {
+    None,
+    InPlace,
+    /// Rows of N, as many as the number says.
+    Rows(&'a [T], usize),
+    Gated(HostColumns<'a, T>),
+}
+
+/// y = residual + gate * act(norm(v) + bias).
+pub(super) struct Epilogue<'a, T> {
+    /// Rows of an image.
+    rows: usize,
+    /// Columns of y.
+    n: usize,
+    /// Of each image.
+    conditions: Vec<usize>,
+    /// Mean and inverse deviation of each row, and the sums of the weight.
+    norm: Option<(Vec<(T, T)>, HostColumns<'a, T>)>,
+    bias: Option<HostColumns<'a, T>>,
+    act: Activation,
+    addend: Addend<'a, T>,
+}
+
+impl<'a, T: Real> Epilogue<'a, T> {
+    pub(super) fn new(g: Geometry, operands: &Operands<'a>) -> Result<Self> {
+        let host = |c: Columns<'a>| HostColumns::<T>::new(c, g.n);
+        let tables = [operands.norm.map(|n| n.sums), operands.bias, operands.residual.gate()];
+        let rows = tables.into_iter().flatten().map(|c| c.rows()).min().unwrap_or(usize::MAX);
+        let norm = |n: Norm<'a>| Ok((all_moments(n.stats.host::<T>()?, g.k, n.eps), host(n.sums)?));
+        Ok(Self {
+            rows: g.rows,
+            n: g.n,
+            conditions: condition_rows(operands.select, g.images, rows)?,
+            norm: operands.norm.map(norm).transpose()?,
+            bias: operands.bias.map(host).transpose()?,
+            act: operands.act,
+            addend: match operands.residual {
+                Residual::None => Addend::None,
+                Residual::InPlace => Addend::InPlace,
+                Residual::Rows(rows) => Addend::Rows(rows.host::<T>()?, rows.dim(0)),
+                Residual::Gated(gate) => Addend::Gated(host(gate)?),
+            },
+        })
+    }
+
+    /// The columns of `y` from `first` on in rows from `row` on, from the tile `v` of products, whose rows have `stride` numbers.
+    ///
+    /// # Safety
+    /// Nobody else has these columns of these rows of `y`.
+    pub(super) unsafe fn apply(&self, (row, first): (usize, usize), v: &mut [T], stride: usize, y: SharedRows<T>) {
+        let width = stride.min(self.n - first);
+        for (i, v) in v.chunks_exact_mut(stride).enumerate() {
+            // SAFETY: the caller's promise.
+            let y = unsafe { y.columns(row + i, first, width) };
+            finish(self, row + i, first, &mut v[..width], y);
+        }
+    }
+}
+
+vectorized! {
+    /// y = residual + gate * act(norm(v) + bias) in the columns from `first` on of one row.
+    fn finish(e: &Epilogue<T>, row: usize, first: usize, v: &mut [T], y: &mut [T]) {
+        let condition = e.conditions[row / e.rows];
+        if let Some((moments, sums)) = &e.norm {
+            let (mean, rstd) = moments[row];
+            for (v, &sum) in v.iter_mut().zip(&sums.row(condition)[first..]) {
+                *v = rstd * (-mean).mul_add(sum, *v);
+            }
+        }
+        if let Some(bias) = &e.bias {
+            v.iter_mut().zip(&bias.row(condition)[first..]).for_each(|(v, &b)| *v += b);
+        }
+        match e.act {
+            Activation::None => {}
+            Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
+            Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
+            Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
+        }
+        match &e.addend {
+            Addend::None => y.copy_from_slice(v),
+            Addend::InPlace => y.iter_mut().zip(v).for_each(|(y, v)| *y += *v),
+            Addend::Rows(rows, count) => {
+                let rows = &rows[row % count * e.n..][first..];
+                for ((y, v), &r) in y.iter_mut().zip(v).zip(rows) {
+                    *y = *v + r;
+                }
+            }
+            Addend::Gated(gate) => {
+                for ((y, v), &gate) in y.iter_mut().zip(v).zip(&gate.row(condition)[first..]) {
+                    *y = gate.mul_add(*v, *y);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn gelu<T: Real>(x: T) -> T {
+    let half = T::from_f64(0.5);
+    half * x * (T::from_f64(1.0) + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
+}
+
+#[inline(always)]
+fn gelu_tanh<T: Real>(x: T) -> T {
+    let sqrt_2_over_pi = T::from_f64(0.797_884_560_802_865_4);
+    let inner = sqrt_2_over_pi * (x + T::from_f64(0.044715) * x * x * x);
+    T::from_f64(0.5) * x * (T::from_f64(1.0) + inner.tanh())
+}
+
+/// x / (1 + e^-x).
+#[inline(always)]
+pub(in crate::ops) fn silu<T: Real>(x: T) -> T {
+    x / (T::from_f64(1.0) + (-x).exp())
+}

@@ -1,0 +1,147 @@
+//! Products by AVX2 and AVX-512 in f32, and by AVX512-BF16 in pairs of bf16. The accumulators of a tile stay in registers,
+//! for which loops over them go by index: an iterator takes their address, and they are stored at every step.
+#![allow(clippy::needless_range_loop)]
+
+use std::arch::x86_64::*;
+
+use crate::device::packed::{Element, LANES, Line};
+
+/// out [rows, P 16] = a b; see [`super::Kernel::multiply`].
+///
+/// # Safety
+/// The processor has AVX-512 F, BW, DQ and VL, for [`Element::Bf16Pair`] AVX512-BF16 too. `a` holds whole rows, `b` `panels`
+/// panels of as many lines, `rows` is 1 to 8, `panels` 1 to 3.
+pub(super) unsafe fn multiply_avx512(
+    element: Element,
+    a: &[Line],
+    rows: usize,
+    b: &[Line],
+    panels: usize,
+    out: &mut [f32],
+) {
+    let lines = a.len() / rows;
+    let (a, b, out) = (a.as_ptr().cast::<u32>(), b.as_ptr().cast::<f32>(), out.as_mut_ptr());
+    macro_rules! tile {
+        ($name:ident, $($rows:literal)*) => {
+            match (rows, panels) {
+                $(
+                    // SAFETY: the caller's promises.
+                    ($rows, 1) => unsafe { $name::<$rows, 1>(a, lines, b, out) },
+                    // SAFETY: the caller's promises.
+                    ($rows, 2) => unsafe { $name::<$rows, 2>(a, lines, b, out) },
+                    // SAFETY: the caller's promises.
+                    ($rows, 3) => unsafe { $name::<$rows, 3>(a, lines, b, out) },
+                )*
+                _ => unreachable!("tiles of up to 8 rows and 3 panels"),
+            }
+        };
+    }
+    match element {
+        Element::F32 => tile!(f32_avx512, 1 2 3 4 5 6 7 8),
+        Element::Bf16Pair => tile!(bf16_avx512, 1 2 3 4 5 6 7 8),
+    }
+}
+
+/// out [rows, 16] = a b in f32; see [`super::Kernel::multiply`].
+///
+/// # Safety
+/// The processor has AVX2 and FMA. `a` holds whole rows, `b` one panel of as many lines, `rows` is 1 to 6.
+pub(super) unsafe fn multiply_avx2(a: &[Line], rows: usize, b: &[Line], out: &mut [f32]) {
+    let lines = a.len() / rows;
+    let (a, b, out) = (a.as_ptr().cast::<f32>(), b.as_ptr().cast::<f32>(), out.as_mut_ptr());
+    // SAFETY: the caller's promises.
+    unsafe {
+        match rows {
+            1 => f32_avx2::<1>(a, lines, b, out),
+            2 => f32_avx2::<2>(a, lines, b, out),
+            3 => f32_avx2::<3>(a, lines, b, out),
+            4 => f32_avx2::<4>(a, lines, b, out),
+            5 => f32_avx2::<5>(a, lines, b, out),
+            6 => f32_avx2::<6>(a, lines, b, out),
+            _ => unreachable!("tiles of up to 6 rows"),
+        }
+    }
+}
+
+/// Defines the loop over k of one AVX-512 instruction: acc [R, P] += word of a row, broadcast, times P lines of columns.
+macro_rules! avx512_loop {
+    ($name:ident, $features:literal, |$acc:ident, $word:ident, $columns:ident| $step:expr) => {
+        /// out [R, P 16] of a [lines, R, 16] and b [P, lines 16, 16].
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const R: usize, const P: usize>(
+            mut a: *const u32,
+            lines: usize,
+            mut b: *const f32,
+            out: *mut f32,
+        ) {
+            let panel = lines * LANES * LANES;
+            let mut acc = [[_mm512_setzero_ps(); P]; R];
+            for _ in 0..lines {
+                for step in 0..LANES {
+                    // SAFETY: step `step` of this line of each of P panels and R rows, as the caller promises.
+                    unsafe {
+                        let mut columns = [_mm512_setzero_ps(); P];
+                        for p in 0..P {
+                            columns[p] = _mm512_load_ps(b.add(p * panel));
+                        }
+                        for row in 0..R {
+                            let $word = _mm512_set1_epi32(*a.add(row * LANES + step) as i32);
+                            for p in 0..P {
+                                let ($acc, $columns) = (acc[row][p], columns[p]);
+                                acc[row][p] = $step;
+                            }
+                        }
+                        b = b.add(LANES);
+                    }
+                }
+                // SAFETY: at most one past the last line.
+                a = unsafe { a.add(R * LANES) };
+            }
+            for row in 0..R {
+                for p in 0..P {
+                    // SAFETY: the tile has R P 16 numbers.
+                    unsafe { _mm512_storeu_ps(out.add((row * P + p) * LANES), acc[row][p]) };
+                }
+            }
+        }
+    };
+}
+
+avx512_loop!(f32_avx512, "avx512f,avx512bw,avx512dq,avx512vl", |acc, word, columns| _mm512_fmadd_ps(
+    _mm512_castsi512_ps(word),
+    columns,
+    acc
+));
+avx512_loop!(bf16_avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", |acc, word, columns| _mm512_dpbf16_ps(
+    acc,
+    std::mem::transmute::<__m512i, __m512bh>(word),
+    std::mem::transmute::<__m512, __m512bh>(columns)
+));
+
+/// out [R, 16] of a [lines, R, 16] and b [lines 16, 16].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn f32_avx2<const R: usize>(mut a: *const f32, lines: usize, mut b: *const f32, out: *mut f32) {
+    let mut acc = [[_mm256_setzero_ps(); 2]; R];
+    for _ in 0..lines {
+        for step in 0..LANES {
+            // SAFETY: step `step` of this line of the panel and of R rows, as the caller promises.
+            unsafe {
+                let columns = [_mm256_load_ps(b), _mm256_load_ps(b.add(8))];
+                for row in 0..R {
+                    let x = _mm256_broadcast_ss(&*a.add(row * LANES + step));
+                    acc[row][0] = _mm256_fmadd_ps(x, columns[0], acc[row][0]);
+                    acc[row][1] = _mm256_fmadd_ps(x, columns[1], acc[row][1]);
+                }
+                b = b.add(LANES);
+            }
+        }
+        // SAFETY: at most one past the last line.
+        a = unsafe { a.add(R * LANES) };
+    }
+    for row in 0..R {
+        for half in 0..2 {
+            // SAFETY: the tile has R 16 numbers.
+            unsafe { _mm256_storeu_ps(out.add(row * LANES + half * 8), acc[row][half]) };
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Products of the CPU on packed operands: a tile of rows times a group of panels of 16 columns, summed over the whole of k
+//! in registers and handed on while it is in the cache.
+//!
+//! The sum of an element runs over k in one order that depends on nothing else: not on the other rows, the tile or the
+//! threads. Geometry and blocking follow BLIS (Van Zee and van de Geijn 2015) without its loop over k: the operands of a
+//! transformer fit the second-level cache whole.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx;
+mod pack;
+mod portable;
+mod shared;
+
+use rayon::prelude::*;
+
+use crate::device::cpu::Cpu;
+use crate::device::level::Level;
+use crate::device::packed::{Element, LANES, Line};
+
+pub use pack::{pack_columns, pack_row, pack_row_panels, pack_rows_of};
+pub use shared::SharedRows;
+
+/// Most numbers of a tile: 32 rows by two panels.
+const MAX_TILE: usize = 1024;
+
+/// A tile of results [rows, stride], in a cache line of its own.
+#[repr(align(64))]
+pub struct Tile([f32; MAX_TILE]);
+
+impl Default for Tile {
+    fn default() -> Self {
+        Self([0.0; MAX_TILE])
+    }
+}
+
+/// The instructions of a product and the tiles that suit them.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    code: Code,
+    element: Element,
+    /// Most rows of a tile.
+    rows: usize,
+    /// Most panels of a group.
+    panels: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+}
+
+impl Kernel {
+    /// The kernel for operands of `element` on `cpu`: that of its level, in portable code where this machine lacks it.
+    pub fn new(cpu: &Cpu, element: Element) -> Self {
+        let bf16 = element == Element::Bf16Pair;
+        // Accumulators fill the registers: 24 of 32, 12 of 16, 4 tiles of 8.
+        let (level, rows, panels) = match cpu.level() {
+            Level::Amx if bf16 => (Level::Amx, 32, 2),
+            Level::Amx | Level::Avx512Bf16 if bf16 => (Level::Avx512Bf16, 8, 3),
+            Level::Amx | Level::Avx512Bf16 | Level::Avx512 => (Level::Avx512, 8, 3),
+            Level::Avx2 | Level::Portable => (Level::Avx2, 6, 1),
+        };
+        Self { code: Code::of(level), element, rows, panels }
+    }
+
+    /// What it multiplies.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Lines that k numbers of a row take.
+    pub fn lines(&self, k: usize) -> usize {
+        self.element.lines(k)
+    }
+
+    /// Rows of the tiles that `rows` rows are cut into; the last tile may have fewer.
+    pub fn tile_rows(&self, rows: usize) -> usize {
+        rows.div_ceil(rows.div_ceil(self.rows).max(1)).max(1)
+    }
+
+    /// out [rows, P 16] = a [rows, K] times the columns of b, P panels: the first `rows P 16` numbers of `out`. `a` is one
+    /// tile of [`pack_rows_of`].
+    ///
+    /// PRECOND: P is 1 to the most of the kernel, `rows` is at most what [`Self::tile_rows`] gives.
+    ///
+    /// # Panics
+    /// If the operands do not fit each other.
+    #[inline]
+    pub fn multiply<'t>(&self, a: &[Line], rows: usize, b: &[Line], out: &'t mut Tile) -> &'t mut [f32] {
+        let lines = a.len() / rows.max(1);
+        let panels = b.len() / (lines * LANES).max(1);
+        assert!(
+            (1..=self.rows).contains(&rows)
+                && (1..=self.panels).contains(&panels)
+                && a.len() == lines * rows
+                && b.len() == panels * lines * LANES,
+            "packed operands fit each other and the kernel"
+        );
+        match self.code {
+            Code::Portable => portable::multiply(self.element, a, rows, b, panels, &mut out.0),
+            // SAFETY: this code is chosen on machines with these instructions only; sizes were checked above.
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx2 => unsafe { avx::multiply_avx2(a, rows, b, &mut out.0) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx512 => unsafe { avx::multiply_avx512(self.element, a, rows, b, panels, &mut out.0) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Code::Amx => unsafe { amx::multiply(a, rows, b, panels, &mut out.0) },
+        }
+        &mut out.0[..rows * panels * LANES]
+    }
+
+    /// Multiplies one tile `a` with all panels of `b`, and gives the results of each group with its first column and the
+    /// length of its rows to `sink`.
+    pub fn multiply_all(
+        &self,
+        a: &[Line],
+        rows: usize,
+        b: &[Line],
+        tile: &mut Tile,
+        mut sink: impl FnMut(usize, &mut [f32], usize),
+    ) {
+        let per_panel = a.len() / rows.max(1) * LANES;
+        for (group, panels) in b.chunks(self.panels * per_panel).enumerate() {
+            let done = self.multiply(a, rows, panels, tile);
+            sink(group * self.panels * LANES, done, panels.len() / per_panel * LANES);
+        }
+    }
+
+    /// Multiplies the rows `a` [rows, K], tiles of [`pack_rows_of`], with all panels of `b`, and gives each finished tile
+    /// with its first row and first column to `sink`. `b(first, count)` are panels of a packed matrix of `columns` panels.
+    ///
+    /// Groups of panels are spread over the threads, so that each weight is read from memory once.
+    pub fn products<'b>(
+        &self,
+        (a, rows): (&[Line], usize),
+        (b, columns): (impl Fn(usize, usize) -> &'b [Line] + Sync, usize),
+        sink: impl Fn(usize, usize, &mut [f32], usize) + Sync,
+    ) {
+        let lines = a.len() / rows.max(1);
+        let (tile_rows, groups) = (self.tile_rows(rows), columns.div_ceil(self.panels));
+        let tiles = rows.div_ceil(tile_rows);
+        // Where there are few groups for the threads, the rows are shared out too.
+        let parts = (4 * rayon::current_num_threads()).div_ceil(groups.max(1)).min(tiles).max(1);
+        let parts = if groups >= 2 * rayon::current_num_threads() { 1 } else { parts };
+        let per_part = tiles.div_ceil(parts);
+        (0..groups * parts).into_par_iter().for_each(|task| {
+            let (group, part) = (task / parts, task % parts);
+            let panels = b(group * self.panels, self.panels);
+            let ahead = b((group + 1) * self.panels, self.panels);
+            let count = panels.len() / (lines * LANES).max(1);
+            let mut out = Tile::default();
+            let range = part * per_part..((part + 1) * per_part).min(tiles);
+            let share = ahead.len().div_ceil(range.len().max(1));
+            for (i, tile) in range.enumerate() {
+                prefetch(ahead.get(i * share..).map_or(&[], |rest| &rest[..share.min(rest.len())]));
+                let first = tile * tile_rows;
+                let height = tile_rows.min(rows - first);
+                let a = &a[first * lines..][..height * lines];
+                let done = self.multiply(a, height, panels, &mut out);
+                sink(first, group * self.panels * LANES, done, count * LANES);
+            }
+        });
+    }
+}
+
+impl Code {
+    /// That of `level` if this machine has it.
+    fn of(level: Level) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if Level::detect() >= level {
+            match level {
+                Level::Amx => return Self::Amx,
+                Level::Avx512 | Level::Avx512Bf16 => return Self::Avx512,
+                Level::Avx2 => return Self::Avx2,
+                Level::Portable => {}
+            }
+        }
+        let _ = level;
+        Self::Portable
+    }
+}
+
+/// Asks for lines that the next group will read: the weights come from memory while the present ones are multiplied.
+#[inline]
+fn prefetch(lines: &[Line]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in lines {
+        // SAFETY: a hint; it reads nothing.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(std::ptr::from_ref(line).cast())
+        };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = lines;
+}

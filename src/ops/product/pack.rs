@@ -1,0 +1,118 @@
+//! Rows and columns of activations as the products read them.
+
+use crate::device::packed::{Element, LANES, Line, bf16_bits, put_row};
+use crate::ops::simd::vectorized;
+
+/// Packs `rows` rows into one tile of lines: line l of row r is line `l rows + r` of `tile`. `fill(row, packed)` writes the
+/// lines of row `row` through [`pack_row`].
+///
+/// PRECOND: `tile` holds as many lines for each row.
+pub fn pack_rows_of(tile: &mut [Line], rows: usize, mut fill: impl FnMut(usize, RowLines)) {
+    for row in 0..rows {
+        fill(row, RowLines { tile, rows, row });
+    }
+}
+
+/// Where the lines of one row of a tile are.
+pub struct RowLines<'a> {
+    tile: &'a mut [Line],
+    rows: usize,
+    row: usize,
+}
+
+/// Writes the numbers `x` of a row, and zeros up to the end of its last line.
+#[inline]
+pub fn pack_row(element: Element, x: &[f32], to: RowLines) {
+    let RowLines { tile, rows, row } = to;
+    match element {
+        Element::F32 => pack_f32::<f32>(x, tile, rows, row),
+        Element::Bf16Pair => pack_bf16::<f32>(x, tile, rows, row),
+    }
+}
+
+vectorized! {
+    fn pack_f32(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
+        for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(LANES)) {
+            match <&[f32; LANES]>::try_from(x) {
+                Ok(x) => line.0 = x.map(f32::to_bits),
+                Err(_) => line.0 = std::array::from_fn(|i| x.get(i).map_or(0, |v| v.to_bits())),
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn pack_bf16(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
+        const WIDTH: usize = 2 * LANES;
+        for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(WIDTH)) {
+            let mut whole = [0f32; WIDTH];
+            let x = match <&[f32; WIDTH]>::try_from(x) {
+                Ok(x) => x,
+                Err(_) => {
+                    whole[..x.len()].copy_from_slice(x);
+                    &whole
+                }
+            };
+            let mut bits = [0u16; WIDTH];
+            for (bits, &x) in bits.iter_mut().zip(x) {
+                *bits = bf16_bits(x) as u16;
+            }
+            line.0 = bytemuck::cast(bits);
+        }
+    }
+}
+
+/// Packs the rows of a matrix [N, K], row n the K numbers from `n stride` on, as panels of 16 rows: the form of a
+/// [`crate::device::packed::PackedMatrix`]. `panels` holds zeros before.
+///
+/// PRECOND: n, k > 0.
+pub fn pack_row_panels(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 2], panels: &mut [Line]) {
+    let per_panel = element.lines(k) * LANES;
+    for row in 0..n {
+        let (lines, column) = (&mut panels[row / LANES * per_panel..][..per_panel], row % LANES);
+        put_row(element, &x[row * stride..][..k], lines, column);
+    }
+}
+
+/// Packs the columns of a matrix [K, N], whose row k is the N numbers from `k stride` on, as panels of 16 columns, each
+/// of `element.lines(k)` lines of steps. `panels` holds them all; what it holds beyond N and K becomes zero.
+///
+/// PRECOND: n, k > 0.
+pub fn pack_columns(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 2], panels: &mut [Line]) {
+    let per_panel = element.lines(k) * LANES;
+    for (panel, lines) in panels.chunks_exact_mut(per_panel).enumerate().take(n.div_ceil(LANES)) {
+        let first = panel * LANES;
+        let width = LANES.min(n - first);
+        pack_panel::<f32>(element, x, stride, (first, width), k, lines);
+    }
+}
+
+vectorized! {
+    fn pack_panel(element: Element, x: &[f32], stride: usize, columns: (usize, usize), k: usize, lines: &mut [Line]) {
+        let row = |k: usize| &x[k * stride + columns.0..][..columns.1];
+        let steps = k.div_ceil(element.per_word());
+        for (step, line) in lines.iter_mut().enumerate() {
+            line.0 = [0; LANES];
+            if step >= steps {
+                continue;
+            }
+            match element {
+                Element::F32 => {
+                    for (word, v) in line.0.iter_mut().zip(row(step)) {
+                        *word = v.to_bits();
+                    }
+                }
+                Element::Bf16Pair => {
+                    for (word, &v) in line.0.iter_mut().zip(row(2 * step)) {
+                        *word = bf16_bits(v);
+                    }
+                    if 2 * step + 1 < k {
+                        for (word, &v) in line.0.iter_mut().zip(row(2 * step + 1)) {
+                            *word |= bf16_bits(v) << 16;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
