@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::device::cpu::Cpu;
 use crate::device::level::Level;
-use crate::device::packed::{Element, PackedMatrix};
+use crate::device::packed::{Element, PackedMatrix, bf16_bits};
 use crate::device::{Buffer, Device, cpu, wrong_place};
 use crate::error::{Error, Result};
 
@@ -50,7 +50,7 @@ impl DType {
     }
 
     /// How the operands of products of tensors of this type are packed on a CPU; `None`: not at all.
-    pub(crate) fn packing(self, cpu: &Cpu) -> Option<Element> {
+    pub fn packing(self, cpu: &Cpu) -> Option<Element> {
         match (cpu.level(), self) {
             (Level::Portable, _) | (_, Self::F64 | Self::U32) => None,
             (level, Self::BF16) if level.has_bf16() => Some(Element::Bf16Pair),
@@ -69,7 +69,7 @@ impl DType {
     pub fn round(self, value: f32) -> f32 {
         match self {
             Self::F16 => f16::from_f32(value).to_f32(),
-            Self::BF16 => bf16::from_f32(value).to_f32(),
+            Self::BF16 => f32::from_bits(bf16_bits(value) << 16),
             _ => value,
         }
     }

@@ -10,7 +10,7 @@ use arclet::device::images::KernelImages;
 use arclet::error::{Error, Result};
 use arclet::tensor::DType;
 
-use super::options::{ComputeArgs, DeviceChoice};
+use super::options::{ComputeArgs, DTypeChoice, DeviceChoice};
 use super::report;
 
 /// Names a file that stands in for the embedded kernels: for tests, which run on an emulated driver.
@@ -41,12 +41,26 @@ pub fn open(args: &ComputeArgs, quiet: bool) -> Result<Device> {
     }
 }
 
-/// What weights and activations are stored in when nothing else is asked for.
+/// What weights and activations are stored in when nothing else is asked for: on a CPU bf16 where it has instructions for
+/// it, else f32.
 pub fn default_dtype(device: &Device) -> DType {
     match device {
+        Device::Cpu(cpu) if cpu.level().has_bf16() => DType::BF16,
         Device::Cpu(_) => DType::F32,
         Device::Cuda(_) => DType::F16,
     }
+}
+
+/// The type that `choice` means on `device`; says so where `auto` takes bf16 on a CPU.
+pub fn dtype(choice: DTypeChoice, device: &Device, quiet: bool) -> DType {
+    let dtype = choice.or(default_dtype(device));
+    if let (DTypeChoice::Auto, DType::BF16, Device::Cpu(cpu)) = (choice, dtype, device) {
+        report::note(
+            quiet,
+            format!("in bf16, which this CPU multiplies ({}); --dtype f32 for f32", cpu.level().name()),
+        );
+    }
+    dtype
 }
 
 /// The embedded kernels, or the manifest that the environment names.

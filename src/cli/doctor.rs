@@ -4,6 +4,8 @@ use arclet::device::cpu::{Cpu, available_memory};
 use arclet::device::cuda::{Cuda, MIN_DRIVER_VERSION, Probe, probe};
 use arclet::device::images::KernelImages;
 use arclet::device::level::Level;
+#[cfg(target_arch = "x86_64")]
+use arclet::device::level::{Amx, Features};
 use arclet::error::Result;
 use clap::Args;
 use serde_json::{Value, json};
@@ -155,7 +157,7 @@ fn in_words(about: &Value) -> Vec<String> {
     lines
 }
 
-/// Vector extensions that matter to the loops, now or later.
+/// Extensions that matter to the loops; of AMX also whether the system lets this program use it.
 fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
     {
@@ -163,7 +165,12 @@ fn cpu_features() -> Vec<&'static str> {
             ($($name:tt),*) => { [$(($name, is_x86_feature_detected!($name))),*] };
         }
         let known = present!("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512bf16");
-        known.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).collect()
+        let amx = match Features::detect().amx {
+            Amx::Absent => None,
+            Amx::Refused => Some("amx-bf16 (refused by the system)"),
+            Amx::Granted => Some("amx-bf16"),
+        };
+        known.into_iter().filter(|(_, present)| *present).map(|(name, _)| name).chain(amx).collect()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

@@ -12,7 +12,7 @@ pub struct ComputeArgs {
     /// Where to compute: auto takes a GPU if there is one that this program has kernels for, else the CPU, and says which
     #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value = "auto")]
     pub device: DeviceChoice,
-    /// Type of weights and activations: auto is f32 on the CPU and f16 on a GPU
+    /// Type of weights and activations: auto is f16 on a GPU, bf16 on a CPU that multiplies it (AVX512-BF16, AMX), else f32
     #[arg(long, value_enum, default_value = "auto")]
     pub dtype: DTypeChoice,
     /// Threads of the CPU [default: as many as there are]

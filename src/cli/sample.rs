@@ -121,7 +121,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     }
 
     let device = device::open(&args.compute, quiet)?;
-    let dtype = args.compute.dtype.or(device::default_dtype(&device));
+    let dtype = device::dtype(args.compute.dtype, &device, quiet);
     let mut writer = SampleWriter::create(target.clone(), images, image)?;
     let rows = noise.as_ref().map(|n| &n[range.start as usize * image_len..][..images * image_len]);
     let job =

@@ -90,7 +90,7 @@ impl PackedMatrix {
             let word = |step: usize| self.lines[row / LANES * per_panel + step].0[row % LANES];
             match self.element {
                 Element::F32 => f32::from_bits(word(k)),
-                Element::Bf16Pair if k % 2 == 0 => f32::from_bits(word(k / 2) << 16),
+                Element::Bf16Pair if k.is_multiple_of(2) => f32::from_bits(word(k / 2) << 16),
                 Element::Bf16Pair => f32::from_bits(word(k / 2) & 0xffff_0000),
             }
         };
@@ -127,7 +127,7 @@ mod tests {
                 let values: Vec<f32> = (0..n * k).map(|i| (i % 251) as f32 - 125.0).collect();
                 let packed = PackedMatrix::pack(element, n, k, &values);
                 assert_eq!(packed.unpack(), values, "{element:?} {n} x {k}");
-                assert_eq!(packed.group(0, usize::MAX / 2).len() * size_of::<Line>(), element.bytes(n, k));
+                assert_eq!(size_of_val(packed.group(0, usize::MAX / 2)), element.bytes(n, k));
             }
         }
     }

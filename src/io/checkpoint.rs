@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -42,6 +43,13 @@ struct Part {
 impl Part {
     fn new(path: impl Into<PathBuf>, bytes: Bytes) -> Self {
         Self { path: path.into(), bytes, decoded: None }
+    }
+
+    /// Gives the memory of a tensor that has been read back to the system.
+    fn forget(&self, range: &Range<usize>) {
+        if self.decoded.is_none() {
+            self.bytes.forget(range);
+        }
     }
 
     /// The bytes that tensor ranges refer to.
@@ -240,7 +248,9 @@ impl Checkpoint {
     ) -> Result<Vec<T>> {
         let bytes = self.bytes(name)?;
         let Located { part, entry } = &self.tensors[name];
-        convert(entry.dtype, bytes).map_err(|e| {
+        let numbers = convert(entry.dtype, bytes);
+        self.parts[*part].forget(&entry.range);
+        numbers.map_err(|e| {
             let (name, dtype) = (quoted(name), entry.dtype);
             let reason = match e {
                 DecodeError::NotFloat => format!("tensor {name}: found {dtype}, expected F16, BF16, F32 or F64"),
@@ -270,7 +280,19 @@ impl Checkpoint {
 
     /// SHA-256 of the file; of a sharded model, of its shards one after the other in name order. Reads every byte.
     pub fn sha256(&self) -> String {
-        sha256_of_parts(self.parts.iter().map(|part| &part.bytes[..]))
+        const BLOCK: usize = 8 << 20;
+        let blocks = self.parts.iter().flat_map(|part| {
+            let blocks = part.bytes.chunks(BLOCK).enumerate();
+            blocks.map(move |(i, block)| (part, i * BLOCK..i * BLOCK + block.len(), block))
+        });
+        // Each block is given back when the next is asked for.
+        let mut last: Option<(&Part, Range<usize>)> = None;
+        sha256_of_parts(blocks.map(|(part, range, block)| {
+            if let Some((part, range)) = last.replace((part, range)) {
+                part.bytes.forget(&range);
+            }
+            block
+        }))
     }
 
     /// Bytes of all tensors together, headers not counted.

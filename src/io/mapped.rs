@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use memmap2::Mmap;
@@ -22,6 +22,20 @@ impl Deref for Bytes {
         match self {
             Self::Mapped(map) => map,
             Self::Static(bytes) => bytes,
+        }
+    }
+}
+
+impl Bytes {
+    /// Gives the memory of a part back that has been read: a mapped file counts as this process's memory page by page, and
+    /// weights are read once. Reading it again finds it in the page cache.
+    pub(crate) fn forget(&self, range: &Range<usize>) {
+        if let Self::Mapped(map) = self {
+            #[cfg(unix)]
+            // SAFETY: the mapping is private, read-only and of a file: its pages come back as they were.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+            #[cfg(not(unix))]
+            let _ = (map, range);
         }
     }
 }

@@ -77,8 +77,8 @@ impl Dit {
             positions: loader.tensor("pos_embed", &[config.tokens(), d])?,
             time: TimeMlp::load(&loader.at("t_embedder.mlp"), config.time.dim, d)?,
             labels: loader.tensor("y_embedder.embedding_table.weight", &[config.label_rows(), d])?,
-            blocks: (0..config.depth).map(|i| Block::load(config.block(), &block(i))).collect::<Result<_>>()?,
-            block_adaln: (0..config.depth).map(|i| load_adaln(&block(i), d)).collect::<Result<_>>()?,
+            blocks: loader.each(config.depth, |i| Block::load(config.block(), &block(i)))?,
+            block_adaln: loader.each(config.depth, |i| load_adaln(&block(i), d))?,
             last: NormLinear::load_modulated(&loader.at("final_layer.linear"), out, d, config.norm_eps)?,
             last_adaln: load_adaln(&loader.at("final_layer"), d)?,
         })

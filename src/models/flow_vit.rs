@@ -76,9 +76,7 @@ impl FlowVit {
             patch_embed: fold_input_conv(config, loader)?,
             // Row 0 belongs to the class token, which this model does without.
             positions: vit.computed("pos_embed", &[config.tokens(), d], &widen(&positions[d..]))?,
-            blocks: (0..config.depth)
-                .map(|i| Block::load(config.block(), &vit.at(format!("blocks.{i}"))))
-                .collect::<Result<_>>()?,
+            blocks: loader.each(config.depth, |i| Block::load(config.block(), &vit.at(format!("blocks.{i}"))))?,
             time: TimeMlp::load(&loader.at("time_embed.time_mlp"), config.time.dim, d)?,
             output: [
                 Linear::load(&loader.at("output_proj.0"), d, d)?,

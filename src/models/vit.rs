@@ -68,9 +68,7 @@ impl Vit {
             patch_embed: Linear::load(&loader.at("patch_embed.proj"), d, patch_len)?,
             positions: loader.given(&[config.tokens(), d], &positions[d..])?,
             first: loader.computed("cls_token", &[d], &first)?,
-            blocks: (0..config.depth)
-                .map(|i| Block::load(config.block(), &loader.at(format!("blocks.{i}"))))
-                .collect::<Result<_>>()?,
+            blocks: loader.each(config.depth, |i| Block::load(config.block(), &loader.at(format!("blocks.{i}"))))?,
             norm: LayerNorm::load(&loader.at("norm"), d, config.norm_eps)?,
             head: Linear::load(&loader.at("head"), config.head_size, d)?,
             device: device.clone(),

@@ -9,7 +9,7 @@ use crate::ops::linear::{
     Activation, ForNorm, Norm, Operands, RowNorm, STATS_CHUNK, Workspace, linear, workspace_dtype,
 };
 use crate::ops::{Columns, Select};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 
 /// LayerNorm over the last dimension.
 pub struct LayerNorm {
@@ -152,20 +152,17 @@ impl NormLinear {
     /// A layer of `k` inputs and `n` outputs behind a norm with learned weight and bias, both folded into the layer in f64.
     pub fn load(norm: &Loader, layer: &Loader, n: usize, k: usize, eps: f64) -> Result<Self> {
         let (gain, offset) = (norm.read("weight")?, norm.read("bias")?);
-        let (mut weight, mut bias) = (widen(layer.read("weight")?), widen(layer.read("bias")?));
-        let mut sums = vec![0.0; n];
-        for ((row, bias), sum) in weight.chunks_exact_mut(k).zip(&mut bias).zip(&mut sums) {
-            *bias += row.iter().zip(&offset).map(|(&w, &o)| w * o as f64).sum::<f64>();
-            for (w, &g) in row.iter_mut().zip(&gain) {
-                *w *= g as f64;
-                // Of the numbers that are multiplied with, so that a row's mean drops out of its products.
-                *sum += layer.rounded(*w);
-            }
-        }
-        let linear = Linear {
-            weight: layer.computed_matrix("weight", n, k, &weight)?,
-            bias: layer.computed("bias", &[n], &bias)?,
+        let (mut weight, mut bias) = (layer.read("weight")?, widen(layer.read("bias")?));
+        let (weight, sums) = if layer.dtype() == DType::F64 {
+            let mut wide = widen(weight);
+            let sums = fold(&mut wide, k, (&gain, &offset), &mut bias, |w| w);
+            (layer.computed("weight", &[n, k], &wide)?, sums)
+        } else {
+            let sums = fold(&mut weight, k, (&gain, &offset), &mut bias, |w| layer.rounded(w));
+            layer.check_range("weight", &weight)?;
+            (layer.given_matrix(n, k, &weight)?, sums)
         };
+        let linear = Linear { weight, bias: layer.computed("bias", &[n], &bias)? };
         Ok(Self { linear, sums: Some(layer.computed("weight", &[n], &sums)?), eps })
     }
 
@@ -230,4 +227,27 @@ impl NormLinear {
 
 fn widen(values: Vec<f32>) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
+}
+
+/// weight [N, K] *= gain, column by column; bias += the former weight . offset. Returns the sums of the rows of the weight
+/// as it is multiplied with, so that a row's mean drops out of its products.
+fn fold<T: Real>(
+    weight: &mut [T],
+    k: usize,
+    (gain, offset): (&[f32], &[f32]),
+    bias: &mut [f64],
+    rounded: impl Fn(f64) -> f64,
+) -> Vec<f64> {
+    let rows = weight.chunks_exact_mut(k).zip(bias);
+    rows.map(|(row, bias)| {
+        let (mut shift, mut sum) = (0.0, 0.0);
+        for ((w, &g), &o) in row.iter_mut().zip(gain).zip(offset) {
+            shift += w.to_f64() * o as f64;
+            *w = T::from_f64(w.to_f64() * g as f64);
+            sum += rounded(w.to_f64());
+        }
+        *bias += shift;
+        sum
+    })
+    .collect()
 }

@@ -1,8 +1,10 @@
 //! Parameters by name: what a model needs, and where the numbers come from.
 
+use rayon::prelude::*;
+
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Real, Tensor};
 
 /// One parameter of a model, under the project's own name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub fn linear_specs(name: &str, n: usize, k: usize) -> [ParamSpec; 2] {
 }
 
 /// Where parameters are read from: a checkpoint under a key map, or a rule.
-pub trait WeightSource {
+pub trait WeightSource: Sync {
     /// The file or the rule, as messages name it.
     fn origin(&self) -> &std::path::Path;
 
@@ -57,6 +59,14 @@ impl<'a> Loader<'a> {
         Self { path: self.name(&name.to_string()), ..self.clone() }
     }
 
+    /// `count` parts of a model, by number: on a CPU several at a time.
+    pub fn each<T: Send>(&self, count: usize, load: impl Fn(usize) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
+        match self.device {
+            Device::Cpu(cpu) => cpu.install(|| (0..count).into_par_iter().map(load).collect()),
+            Device::Cuda(_) => (0..count).map(load).collect(),
+        }
+    }
+
     /// The device that tensors are put on.
     pub fn device(&self) -> &'a Device {
         self.device
@@ -73,7 +83,7 @@ impl<'a> Loader<'a> {
     /// The source's, or [`Error::Input`] for an element that the type cannot hold.
     pub fn stored(&self, name: &str) -> Result<Vec<f32>> {
         let values = self.read(name)?;
-        self.check_range(name, values.iter().map(|&v| v as f64))?;
+        self.check_range(name, &values)?;
         Ok(values)
     }
 
@@ -106,7 +116,7 @@ impl<'a> Loader<'a> {
         if self.dtype == DType::F64 {
             return self.computed(name, &[n, k], values);
         }
-        self.check_range(name, values.iter().copied())?;
+        self.check_range(name, values)?;
         self.given_matrix(n, k, &values.iter().map(|&v| v as f32).collect::<Vec<_>>())
     }
 
@@ -120,7 +130,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// [`Error::Input`] for an element that the type cannot hold; the device's.
     pub fn computed(&self, name: &str, shape: &[usize], values: &[f64]) -> Result<Tensor> {
-        self.check_range(name, values.iter().copied())?;
+        self.check_range(name, values)?;
         Tensor::from_f64(self.device, self.dtype, shape, values)
     }
 
@@ -129,17 +139,27 @@ impl<'a> Loader<'a> {
         if self.dtype == DType::F64 { value } else { self.dtype.round(value as f32).into() }
     }
 
+    /// The type of tensors.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Refuses numbers that rounding to the type makes infinite.
-    fn check_range(&self, name: &str, values: impl Iterator<Item = f64>) -> Result<()> {
-        let dtype = self.dtype;
-        let fits = |v: f64| dtype == DType::F64 || dtype.round(v as f32).is_finite();
-        let Some((at, value)) = values.enumerate().find(|&(_, v)| !fits(v)) else { return Ok(()) };
-        let advice = match dtype {
-            DType::F16 => ": use --dtype bf16 or f32",
-            DType::BF16 => ": use --dtype f32",
-            _ => "",
+    pub fn check_range<T: Real>(&self, name: &str, values: &[T]) -> Result<()> {
+        // The least magnitude that does not fit.
+        let (limit, advice) = match self.dtype {
+            // Half a step above the largest number rounds up.
+            DType::F16 => (65_520.0, ": use --dtype bf16 or f32"),
+            DType::BF16 => (f64::from(f32::from_bits(0x7f7f_8000)), ": use --dtype f32"),
+            _ => (f64::from(f32::MAX) * (1.0 + 0.25 * f64::from(f32::EPSILON)), ""),
         };
-        let name = self.name(name);
+        let large = |v: &T| v.to_f64().abs() >= limit;
+        // Without an early exit, so that the loop vectorises.
+        if self.dtype == DType::F64 || !values.iter().fold(false, |any, v| any | large(v)) {
+            return Ok(());
+        }
+        let (at, value) = values.iter().enumerate().find(|(_, v)| large(v)).map_or((0, 0.0), |(i, v)| (i, v.to_f64()));
+        let (dtype, name) = (self.dtype, self.name(name));
         Err(Error::input(
             self.source.origin(),
             format!("parameter {name}: element {at} is {value:e}, too large for {dtype}{advice}"),

@@ -10,7 +10,7 @@ pub mod layernorm;
 pub mod linear;
 pub mod noise;
 pub mod patch;
-mod product;
+pub mod product;
 mod reduce;
 mod simd;
 pub mod solver;

@@ -1,36 +1,55 @@
 //! Loops compiled for several vector extensions, the widest of the machine chosen at run time.
 
-/// Defines a function of a float type `T` whose body is compiled once for each vector extension and chosen at run time.
-/// The body may call `#[inline(always)]` functions only: others would be compiled for the oldest processor.
+/// Defines a function whose body is compiled once for each vector extension and chosen at run time: of a float type `T`, or
+/// after the word `plain` of none. The body may call `#[inline(always)]` functions only: others would be compiled for the
+/// oldest processor.
 macro_rules! vectorized {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    (@ [$($generics:tt)*] [$($of:tt)*] $(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?)
+        $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name<T: crate::tensor::Real>($($arg: $kind),*) $(-> $result)? {
+        $vis fn $name $($generics)* ($($arg: $kind),*) $(-> $result)? {
             #[inline(always)]
-            fn body<T: crate::tensor::Real>($($arg: $kind),*) $(-> $result)? $body
+            fn body $($generics)* ($($arg: $kind),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512<T: crate::tensor::Real>($($arg: $kind),*) $(-> $result)? {
-                    body::<T>($($arg),*)
+                fn avx512 $($generics)* ($($arg: $kind),*) $(-> $result)? {
+                    body $($of)* ($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2<T: crate::tensor::Real>($($arg: $kind),*) $(-> $result)? {
-                    body::<T>($($arg),*)
+                fn avx2 $($generics)* ($($arg: $kind),*) $(-> $result)? {
+                    body $($of)* ($($arg),*)
                 }
                 use crate::device::level::Level;
                 match Level::detect() {
-                    Level::Portable => body::<T>($($arg),*),
+                    Level::Portable => body $($of)* ($($arg),*),
                     // SAFETY: the processor has these features.
-                    Level::Avx2 => unsafe { avx2::<T>($($arg),*) },
+                    Level::Avx2 => unsafe { avx2 $($of)* ($($arg),*) },
                     // SAFETY: the processor has these features.
-                    _ => unsafe { avx512::<T>($($arg),*) },
+                    _ => unsafe { avx512 $($of)* ($($arg),*) },
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            body::<T>($($arg),*)
+            body $($of)* ($($arg),*)
         }
     };
+    (plain $($function:tt)*) => { vectorized! { @ [] [] $($function)* } };
+    ($($function:tt)*) => { vectorized! { @ [<T: crate::tensor::Real>] [::<T>] $($function)* } };
 }
 pub(crate) use vectorized;
+
+/// to = from, for the few dozen numbers of a tile's row: a call of `memmove` would take longer than the copy.
+///
+/// PRECOND: one length.
+#[inline(always)]
+pub(crate) fn copy<T: Copy>(to: &mut [T], from: &[T]) {
+    let (to, to_rest) = to.as_chunks_mut::<16>();
+    let (from, from_rest) = from.as_chunks::<16>();
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+    for (to, from) in to_rest.iter_mut().zip(from_rest) {
+        *to = *from;
+    }
+}

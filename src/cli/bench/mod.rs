@@ -17,9 +17,11 @@ use std::time::Instant;
 use arclet::device::Device;
 use arclet::device::cpu::Cpu;
 use arclet::device::cuda::Cuda;
+use arclet::device::level::Level;
 use arclet::error::{Error, Result};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::models::Model;
+use arclet::ops::product::ceilings;
 use arclet::tensor::DType;
 use clap::ValueEnum;
 
@@ -216,7 +218,9 @@ impl Session<'_> {
         if let Device::Cpu(_) = self.device {
             return Ok(None);
         }
-        let cpu = Device::Cpu(Cpu::new(self.args.threads.unwrap_or(0).into())?);
+        // Below the levels with bf16 of their own, where bf16 too is f32 rounded after every operation.
+        let level = Level::detect().min(Level::Avx512);
+        let cpu = Device::Cpu(Cpu::at(self.args.threads.unwrap_or(0).into(), level)?);
         Reference::new(&cpu, self.weights, dtype, schedule, guidance).map(Some)
     }
 
@@ -267,7 +271,7 @@ impl Session<'_> {
             subject.call()?;
         }
         let peak_rss_mb = system::peak_memory_mb();
-        // In f32, which is what the CPU computes every type in.
+        // In f32, in every type: a yardstick that does not move.
         let passes = if guidance == 1.0 { 1 } else { 2 };
         let mut baseline = Baseline::new(self.weights.config(), passes * batch);
         let mut alone = || {
@@ -304,8 +308,24 @@ impl Session<'_> {
         };
         let bare = self.finish(bare, &products, None);
         row.ratio_to_products = Some(row.p50_ms / bare.p50_ms);
+        row.ceilings = self.ceilings(loaded.model.dtype, &row)?;
         self.rows.extend([row, bare]);
         Ok(())
+    }
+
+    /// What the CPU could do at best, beside what `row` reaches.
+    fn ceilings(&self, dtype: DType, row: &Row) -> Result<Option<row::Ceilings>> {
+        let Device::Cpu(cpu) = self.device else { return Ok(None) };
+        let Some(element) = dtype.packing(cpu) else { return Ok(None) };
+        let best = ceilings::measure(cpu, element)?;
+        let weights = products::weights(self.weights.config()).map(|[n, k]| element.bytes(n, k)).sum::<usize>() as f64;
+        Ok(Some(row::Ceilings {
+            gflops: best.flops / 1e9,
+            gb_per_s: best.bytes / 1e9,
+            weights_mb: weights / 1e6,
+            of_gflops: row.gflops * 1e9 / best.flops,
+            of_gb_per_s: weights / (row.ms_per_evaluation * 1e-3) / best.bytes,
+        }))
     }
 
     /// Rows of growing batch, as long as there is memory, and of guidance.
@@ -418,6 +438,7 @@ impl Session<'_> {
             images_per_s: 0.0,
             gflops: 0.0,
             ratio_to_products: None,
+            ceilings: None,
             speedup: None,
             phases: None,
             load_ms: Some(loaded.load_ms),

@@ -82,6 +82,15 @@ pub fn flops(config: &ModelConfig) -> f64 {
     all + convolution + unfolded
 }
 
+/// Sizes [n, k] of the weights that every evaluation reads: those of products of whole images. What depends on time and
+/// class alone is computed once for all evaluations.
+pub fn weights(config: &ModelConfig) -> impl Iterator<Item = [usize; 2]> {
+    products(config).into_iter().filter_map(|product| match product {
+        Product::Linear { m, n, k } if m > 1 => Some([n, k]),
+        _ => None,
+    })
+}
+
 /// Operands of the products of one evaluation of `batch` images, filled with numbers of ordinary size.
 pub struct Baseline {
     batch: usize,

@@ -46,6 +46,8 @@ pub struct Row {
     pub gflops: f64,
     /// Median of this row over the median of the matrix products alone, measured in turn.
     pub ratio_to_products: Option<f64>,
+    /// What the CPU could do at best, measured in the same run.
+    pub ceilings: Option<Ceilings>,
     /// Median of the rung before over the median of this one, in a ladder.
     pub speedup: Option<f64>,
     /// One evaluation phase by phase.
@@ -66,6 +68,21 @@ pub struct Row {
     pub gate: Option<super::gate::Gate>,
     /// Clocks, power, temperature and throttling of the GPU before and after, as `nvidia-smi` tells.
     pub gpu_state: Option<[Value; 2]>,
+}
+
+/// The two limits of an evaluation on the CPU, and how much of each the median reaches.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Ceilings {
+    /// 10^9 operations per second of products that stay in the first-level cache, all threads.
+    pub gflops: f64,
+    /// 10^9 bytes per second read from memory, all threads.
+    pub gb_per_s: f64,
+    /// Packed weights that an evaluation reads, in 10^6 bytes.
+    pub weights_mb: f64,
+    /// Share of the arithmetic limit.
+    pub of_gflops: f64,
+    /// Share of the limit of streaming the weights.
+    pub of_gb_per_s: f64,
 }
 
 impl Row {
@@ -145,6 +162,16 @@ fn remarks(r: &Row, first: bool) -> Vec<String> {
     say(format!("{} runs after {} warm-up runs", r.runs, r.warm_ups));
     if let Some(ratio) = r.ratio_to_products {
         say(format!("{ratio:.2} x the time of the matrix products alone"));
+    }
+    if let Some(c) = r.ceilings {
+        say(format!(
+            "{:.0} % of {:.0} GFLOP/s in the cache; weights of {:.1} MB streamed at {:.0} % of {:.1} GB/s",
+            1e2 * c.of_gflops,
+            c.gflops,
+            c.weights_mb,
+            1e2 * c.of_gb_per_s,
+            c.gb_per_s
+        ));
     }
     if let Some(speedup) = r.speedup {
         say(format!("{speedup:.2} x as fast as the rung before"));

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ops::linear::{matmul, matmul_t};
 use crate::ops::product::{Kernel, SharedRows, Tile, pack_columns, pack_row, pack_row_panels, pack_rows_of};
 use crate::ops::reduce::{max, sum_of};
-use crate::ops::simd::vectorized;
+use crate::ops::simd::{copy, vectorized};
 use crate::tensor::{Real, Tensor};
 
 /// Most queries of a task of [`plain`]: enough to make up for packing the keys, few enough for the scores to stay in the cache.
@@ -49,7 +49,7 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
             });
             kernel.multiply_all(queries, rows, &keys, &mut tile, |column, products, stride| {
                 for (scores, products) in scores.chunks_exact_mut(width).zip(products.chunks_exact(stride)) {
-                    scores[column..][..stride].copy_from_slice(products);
+                    copy(&mut scores[column..][..stride], products);
                 }
             });
             let mut norms = [0f32; 32];

@@ -1,11 +1,11 @@
 //! What follows a product on the CPU, on any rectangle of it while it is in the cache.
 
-use super::norm::all_moments;
+use super::norm::{Moments, all_moments};
 use super::{Activation, Columns, Geometry, Norm, Operands, Residual};
 use crate::error::Result;
 use crate::ops::condition_rows;
 use crate::ops::product::SharedRows;
-use crate::ops::simd::vectorized;
+use crate::ops::simd::{copy, vectorized};
 use crate::tensor::Real;
 
 /// Numbers for the columns, per condition or not.
@@ -46,7 +46,7 @@ pub(super) struct Epilogue<'a, T> {
     /// Of each image.
     conditions: Vec<usize>,
     /// Mean and inverse deviation of each row, and the sums of the weight.
-    norm: Option<(Vec<(T, T)>, HostColumns<'a, T>)>,
+    norm: Option<(Vec<Moments<T>>, HostColumns<'a, T>)>,
     bias: Option<HostColumns<'a, T>>,
     act: Activation,
     addend: Addend<'a, T>,
@@ -108,7 +108,7 @@ vectorized! {
             Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
         }
         match &e.addend {
-            Addend::None => y.copy_from_slice(v),
+            Addend::None => copy(y, v),
             Addend::InPlace => y.iter_mut().zip(v).for_each(|(y, v)| *y += *v),
             Addend::Rows(rows, count) => {
                 let rows = &rows[row % count * e.n..][first..];

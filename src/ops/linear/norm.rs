@@ -24,13 +24,16 @@ pub(super) fn for_norm<T: Real>(g: Geometry, y: &Tensor, select: Option<Select>,
     round(z)
 }
 
-/// Mean and inverse deviation of each row of k numbers from `stats`.
-pub(super) fn all_moments<T: Real>(stats: &[T], k: usize, eps: f64) -> Vec<(T, T)> {
+/// Mean and inverse deviation of a row.
+pub(super) type Moments<T> = (T, T);
+
+/// Those of each row of k numbers from `stats`.
+pub(super) fn all_moments<T: Real>(stats: &[T], k: usize, eps: f64) -> Vec<Moments<T>> {
     stats.par_chunks(2 * k.div_ceil(STATS_CHUNK)).with_min_len(8).map(|s| moments(s, k, T::from_f64(eps))).collect()
 }
 
 /// Mean and inverse deviation of a row of k numbers from the statistics of its chunks (Chan, Golub and LeVeque 1979).
-fn moments<T: Real>(stats: &[T], k: usize, eps: T) -> (T, T) {
+fn moments<T: Real>(stats: &[T], k: usize, eps: T) -> Moments<T> {
     let all = T::from_f64(k as f64);
     let mean = stats.chunks_exact(2).map(|s| s[0]).sum::<T>() / all;
     let squares = stats.chunks_exact(2).enumerate().map(|(chunk, s)| {

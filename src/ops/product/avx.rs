@@ -145,3 +145,25 @@ unsafe fn f32_avx2<const R: usize>(mut a: *const f32, lines: usize, mut b: *cons
         }
     }
 }
+
+/// Writes a row of f32 as pairs of bf16, line l of it to line `l rows + row` of `tile`; zeros up to the end of the last
+/// line. Rounds to nearest even; subnormal numbers become zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) fn pack_bf16(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
+    let (whole, rest) = x.as_chunks::<{ 2 * LANES }>();
+    let mut lines = tile[row..].iter_mut().step_by(rows);
+    let mut put = |x: &[f32; 2 * LANES]| {
+        let Some(line) = lines.next() else { return };
+        // SAFETY: 32 numbers are read and a line is written.
+        unsafe {
+            let pairs = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x[LANES..].as_ptr()), _mm512_loadu_ps(x.as_ptr()));
+            _mm512_store_si512(line.0.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(pairs));
+        }
+    };
+    whole.iter().for_each(&mut put);
+    if !rest.is_empty() {
+        let mut last = [0.0; 2 * LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        put(&last);
+    }
+}

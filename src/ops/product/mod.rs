@@ -9,6 +9,7 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx;
+pub mod ceilings;
 mod pack;
 mod portable;
 mod shared;

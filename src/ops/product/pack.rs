@@ -1,5 +1,9 @@
 //! Rows and columns of activations as the products read them.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx;
+#[cfg(target_arch = "x86_64")]
+use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line, bf16_bits, put_row};
 use crate::ops::simd::vectorized;
 
@@ -25,12 +29,12 @@ pub struct RowLines<'a> {
 pub fn pack_row(element: Element, x: &[f32], to: RowLines) {
     let RowLines { tile, rows, row } = to;
     match element {
-        Element::F32 => pack_f32::<f32>(x, tile, rows, row),
-        Element::Bf16Pair => pack_bf16::<f32>(x, tile, rows, row),
+        Element::F32 => pack_f32(x, tile, rows, row),
+        Element::Bf16Pair => pack_bf16(x, tile, rows, row),
     }
 }
 
-vectorized! {
+vectorized! { plain
     fn pack_f32(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
         for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(LANES)) {
             match <&[f32; LANES]>::try_from(x) {
@@ -41,19 +45,20 @@ vectorized! {
     }
 }
 
-vectorized! {
-    fn pack_bf16(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
-        const WIDTH: usize = 2 * LANES;
-        for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(WIDTH)) {
-            let mut whole = [0f32; WIDTH];
-            let x = match <&[f32; WIDTH]>::try_from(x) {
-                Ok(x) => x,
-                Err(_) => {
-                    whole[..x.len()].copy_from_slice(x);
-                    &whole
-                }
-            };
-            let mut bits = [0u16; WIDTH];
+/// A row as pairs of bf16.
+fn pack_bf16(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if Level::detect().has_bf16() {
+        // SAFETY: the processor has these features.
+        return unsafe { avx::pack_bf16(x, tile, rows, row) };
+    }
+    pack_bf16_lines(x, tile, rows, row);
+}
+
+vectorized! { plain
+    fn pack_bf16_lines(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
+        for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(2 * LANES)) {
+            let mut bits = [0u16; 2 * LANES];
             for (bits, &x) in bits.iter_mut().zip(x) {
                 *bits = bf16_bits(x) as u16;
             }
@@ -83,11 +88,11 @@ pub fn pack_columns(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 
     for (panel, lines) in panels.chunks_exact_mut(per_panel).enumerate().take(n.div_ceil(LANES)) {
         let first = panel * LANES;
         let width = LANES.min(n - first);
-        pack_panel::<f32>(element, x, stride, (first, width), k, lines);
+        pack_panel(element, x, stride, (first, width), k, lines);
     }
 }
 
-vectorized! {
+vectorized! { plain
     fn pack_panel(element: Element, x: &[f32], stride: usize, columns: (usize, usize), k: usize, lines: &mut [Line]) {
         let row = |k: usize| &x[k * stride + columns.0..][..columns.1];
         let steps = k.div_ceil(element.per_word());

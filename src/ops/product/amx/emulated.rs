@@ -98,8 +98,8 @@ unsafe fn execute(registers: &mut Registers, i: &Instruction) -> bool {
             if load {
                 tiles[i.reg] = [[0; 64]; 16];
             }
-            for row in 0..rows[i.reg] {
-                let (memory, tile) = ((address + row * stride) as *mut u8, tiles[i.reg][row].as_mut_ptr());
+            for (row, tile) in tiles[i.reg].iter_mut().enumerate().take(rows[i.reg]) {
+                let (memory, tile) = ((address + row * stride) as *mut u8, tile.as_mut_ptr());
                 let (from, to) = if load { (memory.cast_const(), tile) } else { (tile.cast_const(), memory) };
                 // SAFETY: rows of the operand, as for the instruction.
                 unsafe { std::ptr::copy_nonoverlapping(from, to, row_bytes[i.reg]) };
@@ -115,15 +115,15 @@ unsafe fn execute(registers: &mut Registers, i: &Instruction) -> bool {
                 u32::from_le_bytes(tiles[tile][row][4 * column..][..4].try_into().expect("four bytes"))
             };
             let mut sums = [[0f32; 16]; 16];
-            for row in 0..rows[to] {
-                for column in 0..row_bytes[to] / 4 {
+            for (row, sums) in sums.iter_mut().enumerate().take(rows[to]) {
+                for (column, sum_to) in sums.iter_mut().enumerate().take(row_bytes[to] / 4) {
                     let mut sum = f32::from_bits(word(to, row, column));
                     for k in 0..row_bytes[a] / 4 {
                         let (x, w) = (word(a, row, k), word(b, k, column));
                         sum += portable::low(x) * portable::low(w);
                         sum += portable::high(x) * portable::high(w);
                     }
-                    sums[row][column] = sum;
+                    *sum_to = sum;
                 }
             }
             for (tile, sums) in tiles[to].iter_mut().zip(sums) {
@@ -160,7 +160,8 @@ extern "C" fn on_illegal(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut 
     // SAFETY: the system hands the context of the interrupted thread, whose instruction pointer names code.
     let (general, code) = unsafe {
         let general = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        (&mut *general, &*(general[libc::REG_RIP as usize] as *const [u8; 12]))
+        let code = &*(general[libc::REG_RIP as usize] as *const [u8; 12]);
+        (general, code)
     };
     let instruction = decode(code, |n| general[NAMES[n] as usize] as usize);
     let done = instruction.is_some_and(|i| {
