@@ -8,7 +8,7 @@ use super::Heads;
 use crate::device::packed::{LANES, Line};
 use crate::error::Result;
 use crate::ops::linear::{matmul, matmul_t};
-use crate::ops::product::{Kernel, SharedRows, Tile, pack_columns, pack_row, pack_row_panels, pack_rows_of};
+use crate::ops::product::{Kernel, Tile, cut, pack_columns, pack_row, pack_row_panels, pack_rows_of};
 use crate::ops::reduce::{max, sum_of};
 use crate::ops::simd::{copy, vectorized};
 use crate::tensor::{Real, Tensor};
@@ -28,9 +28,16 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
     let tiles = q_len.div_ceil(tile_rows);
     let parts = (2 * rayon::current_num_threads()).div_ceil(images * heads).min(tiles);
     let per_part = tiles.div_ceil(parts);
-    let out = SharedRows::new(out.host_mut::<f32>()?, dim);
-    (0..images * heads * parts).into_par_iter().for_each(|task| {
-        let (image, head, part) = (task / parts / heads, task / parts % heads, task % parts);
+    let part = |image: usize, i: usize| {
+        let row = |tile: usize| image * q_len + (tile * tile_rows).min(q_len);
+        row(i * per_part)..row((i + 1) * per_part)
+    };
+    let ranges = (0..images).flat_map(|image| (0..parts).map(move |i| part(image, i)));
+    cut(out.host_mut::<f32>()?, dim, ranges, head_dim).into_par_iter().for_each(|mut out| {
+        if out.rows.is_empty() {
+            return;
+        }
+        let (image, head) = (out.rows.start / q_len, out.columns.start / head_dim);
         let from = |x: Heads, token: usize| (image * x.len() + token) * x.stride() + x.offset + head * head_dim;
         let mut keys = vec![Line::default(); kv_len.div_ceil(LANES) * kernel.lines(head_dim) * LANES];
         pack_row_panels(element, &ks[from(k, 0)..], k.stride(), [kv_len, head_dim], &mut keys);
@@ -41,11 +48,12 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
         let width = kv_len.next_multiple_of(LANES);
         let mut scores = vec![0f32; tile_rows * width];
         let mut tile = Tile::default();
-        for first in (part * per_part..tiles.min((part + 1) * per_part)).map(|tile| tile * tile_rows) {
-            let rows = tile_rows.min(q_len - first);
+        for first in out.rows.clone().step_by(tile_rows) {
+            let rows = tile_rows.min(out.rows.end - first);
+            let token = first - image * q_len;
             let queries = &mut queries[..rows * kernel.lines(head_dim)];
             pack_rows_of(queries, rows, |row, to| {
-                pack_row(element, &qs[from(q, first + row)..][..head_dim], to);
+                pack_row(element, &qs[from(q, token + row)..][..head_dim], to);
             });
             kernel.multiply_all(queries, rows, &keys, &mut tile, |column, products, stride| {
                 for (scores, products) in scores.chunks_exact_mut(width).zip(products.chunks_exact(stride)) {
@@ -62,8 +70,7 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
             kernel.multiply_all(weights, rows, &values, &mut tile, |column, products, stride| {
                 let width = stride.min(head_dim - column);
                 for (row, products) in products.chunks_exact(stride).enumerate() {
-                    // SAFETY: each row of a head is written by one task, each column once.
-                    let out = unsafe { out.columns(image * q_len + first + row, head * head_dim + column, width) };
+                    let out = &mut out.row(first + row)[column..][..width];
                     out.iter_mut().zip(products).for_each(|(out, &sum)| *out = sum * norms[row]);
                 }
             });

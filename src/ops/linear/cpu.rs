@@ -8,7 +8,6 @@ use super::{Geometry, Operands, Workspace, too_small};
 use crate::device::cpu::Cpu;
 use crate::error::Result;
 use crate::ops::layernorm::RowNormaliser;
-use crate::ops::product::SharedRows;
 use crate::ops::reduce::dot;
 use crate::ops::simd::vectorized;
 use crate::tensor::{Real, Tensor};
@@ -39,11 +38,8 @@ pub(super) fn linear<T: Real>(
         None => x,
     };
     products(g, x, w, product);
-    let y = SharedRows::new(y.host_mut::<T>()?, g.n);
-    product.par_chunks_mut(g.n).enumerate().with_min_len(8).for_each(|(row, v)| {
-        // SAFETY: each task has rows of its own.
-        unsafe { epilogue.apply((row, 0), v, g.n, y) };
-    });
+    let rows = y.host_mut::<T>()?.par_chunks_mut(g.n).zip(product.par_chunks_mut(g.n)).enumerate();
+    rows.with_min_len(8).for_each(|(row, (y, v))| epilogue.finish(row, 0, v, y));
     Ok(())
 }
 

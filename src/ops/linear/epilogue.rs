@@ -4,7 +4,6 @@ use super::norm::{Moments, all_moments};
 use super::{Activation, Columns, Geometry, Norm, Operands, Residual};
 use crate::error::Result;
 use crate::ops::condition_rows;
-use crate::ops::product::SharedRows;
 use crate::ops::simd::{copy, vectorized};
 use crate::tensor::Real;
 
@@ -74,17 +73,10 @@ impl<'a, T: Real> Epilogue<'a, T> {
         })
     }
 
-    /// The columns of `y` from `first` on in rows from `row` on, from the tile `v` of products, whose rows have `stride` numbers.
-    ///
-    /// # Safety
-    /// Nobody else has these columns of these rows of `y`.
-    pub(super) unsafe fn apply(&self, (row, first): (usize, usize), v: &mut [T], stride: usize, y: SharedRows<T>) {
-        let width = stride.min(self.n - first);
-        for (i, v) in v.chunks_exact_mut(stride).enumerate() {
-            // SAFETY: the caller's promise.
-            let y = unsafe { y.columns(row + i, first, width) };
-            finish(self, row + i, first, &mut v[..width], y);
-        }
+    /// The columns from `first` on of row `row` of y, from the products `v`.
+    #[inline]
+    pub(super) fn finish(&self, row: usize, first: usize, v: &mut [T], y: &mut [T]) {
+        finish(self, row, first, v, y);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::device::cpu::Cpu;
 use crate::device::packed::{Element, Line, PackedMatrix};
 use crate::error::{Error, Result};
 use crate::ops::layernorm::RowNormaliser;
-use crate::ops::product::{Kernel, SharedRows, pack_row, pack_rows_of};
+use crate::ops::product::{Kernel, pack_row, pack_rows_of};
 use crate::tensor::{DType, Tensor};
 
 pub(super) fn linear(
@@ -38,15 +38,9 @@ pub(super) fn linear(
     let a = workspace.lines.get_mut(..rows * kernel.lines(g.k)).ok_or_else(too_small)?;
     let rounded_to = Some(y.dtype()).filter(|dtype| dtype.rounds_on(device));
     pack(kernel, g, operands, rounded_to, a)?;
-    let y = SharedRows::new(y.host_mut::<f32>()?, g.n);
-    kernel.products(
-        (a, rows),
-        (|first, count| weight.group(first, count), weight.panels()),
-        |row, first, v, stride| {
-            // SAFETY: each tile of the product is finished once, and no two share an element.
-            unsafe { epilogue.apply((row, first), v, stride, y) };
-        },
-    );
+    let panels = |first, count| weight.group(first, count);
+    kernel
+        .products((a, rows), panels, (y.host_mut::<f32>()?, g.n), |row, first, v, y| epilogue.finish(row, first, v, y));
     Ok(())
 }
 

@@ -9,10 +9,10 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx;
+mod blocks;
 pub mod ceilings;
 mod pack;
 mod portable;
-mod shared;
 
 use rayon::prelude::*;
 
@@ -20,8 +20,8 @@ use crate::device::cpu::Cpu;
 use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line};
 
+pub use blocks::{Block, cut};
 pub use pack::{pack_columns, pack_row, pack_row_panels, pack_rows_of};
-pub use shared::SharedRows;
 
 /// Most numbers of a tile: 32 rows by two panels.
 const MAX_TILE: usize = 1024;
@@ -137,38 +137,42 @@ impl Kernel {
         }
     }
 
-    /// Multiplies the rows `a` [rows, K], tiles of [`pack_rows_of`], with all panels of `b`, and gives each finished tile
-    /// with its first row and first column to `sink`. `b(first, count)` are panels of a packed matrix of `columns` panels.
+    /// Multiplies the rows `a` [rows, K], tiles of [`pack_rows_of`], with all panels of a matrix of `n` columns; `b(first, count)`
+    /// are panels of it. `finish(row, column, products, y)` is given the columns from `column` on of each row of the product,
+    /// and the same columns of `y` [rows, n] to write.
     ///
     /// Groups of panels are spread over the threads, so that each weight is read from memory once.
     pub fn products<'b>(
         &self,
         (a, rows): (&[Line], usize),
-        (b, columns): (impl Fn(usize, usize) -> &'b [Line] + Sync, usize),
-        sink: impl Fn(usize, usize, &mut [f32], usize) + Sync,
+        b: impl Fn(usize, usize) -> &'b [Line] + Sync,
+        (y, n): (&mut [f32], usize),
+        finish: impl Fn(usize, usize, &mut [f32], &mut [f32]) + Sync,
     ) {
         let lines = a.len() / rows.max(1);
-        let (tile_rows, groups) = (self.tile_rows(rows), columns.div_ceil(self.panels));
+        let width = self.panels * LANES;
+        let (tile_rows, groups) = (self.tile_rows(rows), n.div_ceil(width));
         let tiles = rows.div_ceil(tile_rows);
         // Where there are few groups for the threads, the rows are shared out too.
-        let parts = (4 * rayon::current_num_threads()).div_ceil(groups.max(1)).min(tiles).max(1);
-        let parts = if groups >= 2 * rayon::current_num_threads() { 1 } else { parts };
-        let per_part = tiles.div_ceil(parts);
-        (0..groups * parts).into_par_iter().for_each(|task| {
-            let (group, part) = (task / parts, task % parts);
+        let threads = rayon::current_num_threads();
+        let parts = if groups >= 2 * threads { 1 } else { (4 * threads).div_ceil(groups).min(tiles).max(1) };
+        let per_part = tiles.div_ceil(parts) * tile_rows;
+        let part = |i: usize| (i * per_part).min(rows)..((i + 1) * per_part).min(rows);
+        cut(y, n, (0..parts).map(part), width).into_par_iter().for_each(|mut y| {
+            let group = y.columns.start / width;
             let panels = b(group * self.panels, self.panels);
             let ahead = b((group + 1) * self.panels, self.panels);
-            let count = panels.len() / (lines * LANES).max(1);
+            let share = ahead.len().div_ceil(y.rows.len().div_ceil(tile_rows).max(1));
+            let stride = panels.len() / (lines * LANES).max(1) * LANES;
             let mut out = Tile::default();
-            let range = part * per_part..((part + 1) * per_part).min(tiles);
-            let share = ahead.len().div_ceil(range.len().max(1));
-            for (i, tile) in range.enumerate() {
+            for (i, first) in y.rows.clone().step_by(tile_rows).enumerate() {
                 prefetch(ahead.get(i * share..).map_or(&[], |rest| &rest[..share.min(rest.len())]));
-                let first = tile * tile_rows;
-                let height = tile_rows.min(rows - first);
-                let a = &a[first * lines..][..height * lines];
-                let done = self.multiply(a, height, panels, &mut out);
-                sink(first, group * self.panels * LANES, done, count * LANES);
+                let height = tile_rows.min(y.rows.end - first);
+                let products = self.multiply(&a[first * lines..][..height * lines], height, panels, &mut out);
+                for (row, products) in products.chunks_exact_mut(stride).enumerate() {
+                    let (columns, y) = (y.columns.clone(), y.row(first + row));
+                    finish(first + row, columns.start, &mut products[..columns.len()], y);
+                }
             }
         });
     }
