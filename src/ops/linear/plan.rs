@@ -136,7 +136,7 @@ pub fn candidates(cuda: &Cuda, dtype: DType, rows: usize, n: usize, k: usize) ->
     let whole = k.is_multiple_of(8);
     let tiles = match dtype {
         DType::F32 => &TILES[..1],
-        _ if cuda.hopper() && whole && n.is_multiple_of(8) => &HOPPER_TILES[..],
+        _ if cuda.hopper_tiles() && whole && n.is_multiple_of(8) => &HOPPER_TILES[..],
         _ if whole => &TILES[..],
         _ => &TILES[..1],
     };
