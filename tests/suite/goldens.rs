@@ -18,7 +18,8 @@ use arclet::tensor::{DType, Tensor};
 use crate::common::{Golden, cpu, data, relative_error, rms_error};
 use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 
-fn load(folder: &str, device: &Device, dtype: DType) -> Model {
+/// A golden model.
+pub fn load(folder: &str, device: &Device, dtype: DType) -> Model {
     let checkpoint = Checkpoint::open(data("goldens").join(folder).join("weights.safetensors")).expect("weights");
     let import = Import::new(&checkpoint).expect("import");
     Model::load(import.config.clone(), &import, device, dtype).expect("load")
@@ -89,7 +90,7 @@ const FLOW_VIT_ACTS: [&str; 5] =
 fn flow_vit_matches_pytorch_in_every_activation() {
     let golden = Golden::open("a1_flow_vit/io.safetensors");
     for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)] {
-        for layers in [Layers::Fused, Layers::Separate] {
+        for layers in [Layers::Fused, Layers::Separate, Layers::Unfused] {
             let mut model = load("a1_flow_vit", &device, dtype);
             model.layers = layers;
             let mut got = run_images(&model, &golden, &[]);
@@ -108,7 +109,7 @@ fn dit_matches_pytorch_in_every_activation() {
         let names = ["act.block0", "act.block1", "act.final"];
         for (device, dtype, bound) in [(cpu(), DType::F64, 1e-6), (cpu(), DType::F32, 1e-5), (cuda(), DType::F32, 1e-5)]
         {
-            for layers in [Layers::Fused, Layers::Separate] {
+            for layers in [Layers::Fused, Layers::Separate, Layers::Unfused] {
                 let mut model = load(folder, &device, dtype);
                 model.layers = layers;
                 let got = run_images(&model, &golden, &labels);
