@@ -264,6 +264,12 @@ fn bench_runs_without_a_gpu() {
     assert_eq!(column(&rows, "measure"), ["calls", "products", "cold"]);
     assert!(rows[0]["ratio_to_products"].as_f64().is_some_and(|r| r > 0.0));
     assert!(rows.iter().all(|r| r["gate"].is_null() && r["device_mb"].is_null() && r["threads"] == 2));
+    if !arclet_emu::real_driver() {
+        let flags = "--measure calls --calls 1 --threads 2 --json";
+        let end = ended(command(&Desk::new(), TINY, flags).env("ARCLET_EMU_FAULT", "no-device").output());
+        assert!(end.stderr.contains("using the CPU") && end.stderr.contains("no GPU"), "{}", end.stderr);
+        assert_eq!(column(&self::rows(&end), "measure"), ["calls", "products"]);
+    }
     for measure in ["latency", "phases", "calls,ladder"] {
         let refused = run(TINY, &format!("--device cpu --measure {measure}"));
         assert_eq!(refused.code, 2);
