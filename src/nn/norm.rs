@@ -28,7 +28,7 @@ impl LayerNorm {
     }
 }
 
-/// How much of a block's work is one operation, from all of it on. The results differ by rounding alone.
+/// How far the operations of a block are fused, the furthest first. The results differ by rounding alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layers {
     /// A layer norm folded into the product behind it, its statistics left by whoever wrote its input.

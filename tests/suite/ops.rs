@@ -346,9 +346,11 @@ fn dependent_launches_change_no_bit() {
 #[test]
 fn phases_are_timed_both_ways_where_the_gpu_can() {
     let Device::Cuda(gpu) = cuda() else { unreachable!("the GPU's device") };
-    let times = phase_times(&gpu, 3, 1).unwrap();
-    assert!(times.plain > 0.0 && times.dependent.is_some() == gpu.hopper());
-    assert!(times.dependent.is_none_or(|t| t > 0.0));
+    for &mode in arclet_emu::modes() {
+        let times = arclet_emu::with_mode(mode, || phase_times(&gpu, 3, 1)).unwrap();
+        assert!(times.plain > 0.0 && times.dependent.is_some() == gpu.hopper());
+        assert!(times.dependent.is_none_or(|t| t > 0.0));
+    }
     assert_eq!(gpu.dependent_launch(), gpu.hopper(), "left as it was");
 }
 

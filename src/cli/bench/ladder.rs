@@ -15,7 +15,7 @@ use super::{Measure, Session, system};
 struct Way {
     /// Type of weights and activations.
     dtype: DType,
-    /// What of a block is one launch.
+    /// How far the operations of a block are fused.
     layers: Layers,
     /// Products on the kernels for Hopper's tensor cores, or on those that run on every GPU.
     hopper_tiles: bool,
