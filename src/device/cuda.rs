@@ -49,6 +49,8 @@ struct Inner {
     /// Whether kernels are launched dependent: each may start while the one in front of it still runs, and waits for it
     /// by itself.
     dependent: AtomicBool,
+    /// Whether products may run on the kernels for Hopper's tensor cores.
+    hopper_tiles: AtomicBool,
     /// Held for writing while a thread records a graph, for reading by every other use of the stream.
     stream_use: RwLock<()>,
     /// The thread that records.
@@ -281,6 +283,7 @@ impl Cuda {
             compute_capability: info.compute_capability,
             multiprocessors,
             dependent: AtomicBool::new(false),
+            hopper_tiles: AtomicBool::new(true),
             stream_use: RwLock::default(),
             recorder: Mutex::default(),
             context,
@@ -319,6 +322,18 @@ impl Cuda {
     /// What [`Self::set_dependent_launch`] has come to.
     pub fn dependent_launch(&self) -> bool {
         self.inner.dependent.load(Ordering::Relaxed)
+    }
+
+    /// Lets products run on the kernels for Hopper's tensor cores where the GPU has them, as from the beginning, or makes
+    /// them take those of `sm_80`. For what is made from now on: buffers of a model fit the kernels they were made for.
+    /// The last digits of a product depend on it.
+    pub fn set_hopper_tiles(&self, on: bool) {
+        self.inner.hopper_tiles.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether products run on the kernels for Hopper's tensor cores.
+    pub fn hopper_tiles(&self) -> bool {
+        self.hopper() && self.inner.hopper_tiles.load(Ordering::Relaxed)
     }
 
     /// Whether it notes launches and runs none, as [`Self::dry`] makes it.

@@ -42,7 +42,7 @@ pub struct Model {
     pub device: Device,
     /// Type that weights and activations are stored in.
     pub dtype: DType,
-    /// How layer norms are computed; taken up by the buffers and conditions that are made from then on.
+    /// How far operations are fused; taken up by the buffers and conditions that are made from then on.
     pub layers: Layers,
     network: Network,
 }

@@ -7,8 +7,8 @@ use super::norm::{Layers, Modulated, NormLinear, Normed};
 use super::params::{Loader, ParamSpec, linear_specs};
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::attention::{Heads, attention};
-use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear};
+use crate::ops::attention::{Heads, attention, attention_unfused};
+use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_dtype};
 use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
 
@@ -48,6 +48,8 @@ pub struct BlockActs {
     pub qkv: Tensor,
     /// [B, T, hidden].
     pub hidden: Tensor,
+    /// Of the attention where it is not fused, [B, NH, T, T].
+    pub scores: Option<Tensor>,
 }
 
 impl BlockActs {
@@ -62,7 +64,9 @@ impl BlockActs {
     ) -> Result<Self> {
         let (d, zeros) = (config.dim, |n| Tensor::zeros(device, dtype, &[batch, tokens, n]));
         let normed = Normed::new(layers, config.modulated, device, dtype, [batch, tokens, d])?;
-        Ok(Self { normed, h: zeros(d)?, qkv: zeros(3 * d)?, hidden: zeros(config.hidden)? })
+        let scores = || Tensor::zeros(device, workspace_dtype(dtype), &[batch, config.heads, tokens, tokens]);
+        let scores = (layers == Layers::Unfused).then(scores).transpose()?;
+        Ok(Self { normed, h: zeros(d)?, qkv: zeros(3 * d)?, hidden: zeros(config.hidden)?, scores })
     }
 }
 
@@ -159,7 +163,7 @@ impl Block {
         workspace: &mut Workspace,
         tap: Tap,
     ) -> Result<()> {
-        let BlockActs { normed, h, qkv, hidden } = acts;
+        let BlockActs { normed, h, qkv, hidden, scores } = acts;
         let dim = self.config.dim;
         let select = conditions.map(|c| c.select);
 
@@ -167,7 +171,10 @@ impl Block {
         self.qkv.forward(device, x, normed, modulated, Activation::None, qkv, workspace)?;
         tap(&format!("{name}.attn.qkv"), qkv);
         let part = |i: usize| Heads { tensor: &*qkv, offset: i * dim };
-        attention(device, part(0), part(1), part(2), self.config.heads, h)?;
+        match scores {
+            None => attention(device, part(0), part(1), part(2), self.config.heads, h)?,
+            Some(scores) => attention_unfused(device, [0, 1, 2].map(part), self.config.heads, scores, h)?,
+        }
         let residual = gated(conditions.map(|c| &c.block.attn_gate));
         let next = normed.wanted(conditions.map(|c| c.block.mlp.scale()));
         linear(device, Operands { residual, select, ..self.proj.on(h) }, x, next, workspace)?;

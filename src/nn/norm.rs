@@ -30,15 +30,17 @@ impl LayerNorm {
     }
 }
 
-/// How a layer norm and the linear layer behind it are computed. The results differ by rounding alone.
+/// How far the operations of a block are fused, the furthest first. The results differ by rounding alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layers {
-    /// The norm folded into the product, its statistics left by whoever wrote its input.
+    /// A layer norm folded into the product behind it, its statistics left by whoever wrote its input.
     Fused,
-    /// One operation behind the other.
+    /// Norm and product one behind the other.
     Separate,
     /// The norm computed while the product reads its rows: on the CPU.
     Inline,
+    /// The same, and on a GPU attention as three launches, with its scores in memory.
+    Unfused,
 }
 
 impl Layers {
@@ -78,8 +80,8 @@ impl Normed {
         let zeros = || Tensor::zeros(device, dtype, &[batch, tokens, dim]);
         let stats = [batch, tokens, dim.div_ceil(STATS_CHUNK), 2];
         Ok(match layers {
-            Layers::Separate => Self::Separate(zeros()?),
             Layers::Inline => Self::Inline,
+            Layers::Separate | Layers::Unfused => Self::Separate(zeros()?),
             Layers::Fused => Self::Fused {
                 stats: Tensor::zeros(device, workspace_dtype(dtype), &stats)?,
                 scaled: modulated.then(zeros).transpose()?,
@@ -127,7 +129,7 @@ impl Modulated {
         let zeros = |n: usize| Tensor::zeros(device, dtype, &[rows, n]);
         let folded = match layers {
             Layers::Fused => Some(Folded { sums: zeros(n)?, bias: zeros(n)? }),
-            Layers::Separate | Layers::Inline => None,
+            Layers::Separate | Layers::Unfused | Layers::Inline => None,
         };
         Ok(Self { shift: zeros(k)?, scale: zeros(k)?, folded })
     }

@@ -2,7 +2,14 @@
 //!
 //! The CUDA kernel keeps a running maximum and sum over tiles of keys (FlashAttention-2, Dao, arXiv 2307.08691).
 
+<<<<<<< HEAD
 mod cpu;
+=======
+mod unfused;
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+>>>>>>> ladder
 
 use super::product::Kernel;
 use super::{expect, round, shape_error, spec, to_i32, to_u32, with_real};
@@ -19,6 +26,8 @@ spec! {
     }
 }
 pub(super) const LAYOUT: super::SpecLayout = AttentionSpec::LAYOUT;
+pub(super) use unfused::LAYOUT as UNFUSED_LAYOUT;
+pub use unfused::attention_unfused;
 
 /// Queries, keys or values of all heads: head h of token t of image b is the HD elements from `offset + h HD` of
 /// row (b, t) of `tensor` [B, L, S].
@@ -55,6 +64,18 @@ const QUERIES: usize = 64;
 /// [`Error::Runtime`] if types or shapes do not fit, HD is not a multiple of 8 from 8 (CPU) or 32 (GPU) to 128, or on a
 /// GPU an offset or row length is not a multiple of 8.
 pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, out: &mut Tensor) -> Result<()> {
+    let head_dim = check(q, k, v, heads, out)?;
+    match device {
+        Device::Cpu(_) => {
+            with_real!(out.dtype(), T => cpu::<T>(q, k, v, heads, head_dim, out))?;
+            round(out)
+        }
+        Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
+    }
+}
+
+/// Refuses what does not fit together, and returns HD.
+fn check(q: Heads, k: Heads, v: Heads, heads: usize, out: &Tensor) -> Result<usize> {
     let (images, dim, dtype) = (out.dim(0), out.last_dim(), out.dtype());
     let head_dim = dim / heads.max(1);
     if head_dim * heads != dim || !head_dim.is_multiple_of(8) || !(8..=128).contains(&head_dim) {
@@ -76,6 +97,7 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
     if k.len() != v.len() || k.stride() != v.stride() {
         return Err(shape_error("attention v", v.tensor.shape(), k.tensor.shape()));
     }
+<<<<<<< HEAD
     match device {
         Device::Cpu(device) => {
             match dtype.packing(device) {
@@ -85,18 +107,26 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
             if dtype.rounds_on(device) { round(out) } else { Ok(()) }
         }
         Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
-    }
+=======
+    Ok(head_dim)
 }
 
-fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {
+/// Refuses what the kernels cannot read.
+fn check_gpu(operands: [Heads; 3], head_dim: usize) -> Result<()> {
     if head_dim < 32 {
         return Err(Error::Runtime(format!("attention on a GPU: head size {head_dim}, 32 to 128 expected")));
+>>>>>>> ladder
     }
-    if let Some(x) = [q, k, v].iter().find(|x| x.offset % 8 != 0 || x.stride() % 8 != 0) {
+    if let Some(x) = operands.iter().find(|x| x.offset % 8 != 0 || x.stride() % 8 != 0) {
         let (offset, stride) = (x.offset, x.stride());
         let message = format!("attention on a GPU: offset {offset} in rows of {stride}, multiples of 8 expected");
         return Err(Error::Runtime(message));
     }
+    Ok(())
+}
+
+fn launch(cuda: &Cuda, q: Heads, k: Heads, v: Heads, heads: usize, head_dim: usize, out: &mut Tensor) -> Result<()> {
+    check_gpu([q, k, v], head_dim)?;
     let spec = AttentionSpec {
         heads: to_i32(heads)?,
         head_dim: to_i32(head_dim)?,

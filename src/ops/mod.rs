@@ -52,6 +52,7 @@ pub(crate) use spec;
 /// Layouts of all spec structs.
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
+    all.push(attention::UNFUSED_LAYOUT);
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
     all

@@ -7,6 +7,8 @@ use arclet::device::cuda::Cuda;
 use arclet::device::images::KernelImages;
 use arclet::device::{Device, level::Level};
 use arclet::error::{Error, Result};
+use arclet::flow::sampler::{Sampler, SamplerOptions};
+use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::layernorm::{Affine, layernorm};
 use arclet::ops::linear::{Norm, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_size};
@@ -17,6 +19,7 @@ use arclet::tensor::{DType, Tensor};
 
 use crate::common::cpu;
 use crate::engines::{count, cuda};
+use crate::goldens::load;
 
 fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     Tensor::zeros(device, dtype, shape).unwrap()
@@ -42,6 +45,39 @@ fn host_memory_that_is_not_there_is_an_error() {
             Ok(_) => panic!("sixteen terabytes"),
         }
     }
+}
+
+/// Typed, with what was asked for and what is free; what was allocated on the way is given back, and the same GPU goes on.
+#[test]
+fn gpu_memory_that_is_not_there_is_an_error_and_the_process_goes_on() {
+    let device = cuda();
+    let Device::Cuda(gpu) = &device else { unreachable!("the GPU's device") };
+    let refused = |error: Option<Error>, least: usize| match error {
+        Some(Error::OutOfMemory { device, asked, free }) => {
+            assert_eq!(device, "cuda:0");
+            assert!(asked >= least && 0 < free && free < asked, "asked for {asked}, {free} free");
+            let said = Error::OutOfMemory { device, asked, free };
+            assert_eq!(said.exit_code(), 4);
+            let words = format!("out of cuda:0 memory: asked for {asked} bytes, {free} bytes free");
+            assert_eq!(said.to_string(), words);
+        }
+        other => panic!("{other:?}"),
+    };
+    refused(Tensor::zeros(&device, DType::F16, &[1 << 20, 1 << 22]).err(), 2 << 42);
+
+    let model = load("a1_flow_vit", &device, DType::F16);
+    let schedule = Schedule::new(Solver::Euler, 2, TimeConvention::Train).unwrap();
+    let options = SamplerOptions { guidance: 1.0, clamp: true };
+    let draw = || {
+        let mut sampler = Sampler::new(&model, &schedule, 2, options).unwrap();
+        sampler.draw_noise(1, 0).unwrap();
+        sampler.run(&[]).unwrap();
+        sampler.state().unwrap()
+    };
+    let (images, used) = (draw(), gpu.allocated().0);
+    refused(Sampler::new(&model, &schedule, 1 << 30, options).err(), 1 << 30);
+    assert_eq!(gpu.allocated().0, used, "bytes of the batch that was too large");
+    assert_eq!(images, draw());
 }
 
 #[test]

@@ -19,7 +19,8 @@ use arclet::tensor::{DType, Tensor};
 use crate::common::{Golden, cpu, cpu_at, data, relative_error, rms_error, rounding_cpu};
 use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 
-fn load(folder: &str, device: &Device, dtype: DType) -> Model {
+/// A golden model.
+pub fn load(folder: &str, device: &Device, dtype: DType) -> Model {
     let checkpoint = Checkpoint::open(data("goldens").join(folder).join("weights.safetensors")).expect("weights");
     let import = Import::new(&checkpoint).expect("import");
     Model::load(import.config.clone(), &import, device, dtype).expect("load")
@@ -87,7 +88,7 @@ fn compare(got: &BTreeMap<String, Vec<f32>>, golden: &Golden, names: &[&str], ou
 fn ways(device: &Device) -> &'static [Layers] {
     match device {
         Device::Cpu(_) => &[Layers::Inline, Layers::Fused, Layers::Separate],
-        Device::Cuda(_) => &[Layers::Fused, Layers::Separate],
+        Device::Cuda(_) => &[Layers::Fused, Layers::Separate, Layers::Unfused],
     }
 }
 

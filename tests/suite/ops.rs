@@ -1,7 +1,10 @@
 //! Every operation against a plain f64 loop written here, on every device, in every type, schedule and mode.
 
+mod attention_unfused;
+
 use arclet::device::Device;
 use arclet::device::probe::phase_times;
+use arclet::error::Result;
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::embed::{label_embedding, prepend_token, take_token};
 use arclet::ops::layernorm::{Affine, layernorm};
@@ -344,9 +347,11 @@ fn dependent_launches_change_no_bit() {
 #[test]
 fn phases_are_timed_both_ways_where_the_gpu_can() {
     let Device::Cuda(gpu) = cuda() else { unreachable!("the GPU's device") };
-    let times = phase_times(&gpu, 3, 1).unwrap();
-    assert!(times.plain > 0.0 && times.dependent.is_some() == gpu.hopper());
-    assert!(times.dependent.is_none_or(|t| t > 0.0));
+    for &mode in arclet_emu::modes() {
+        let times = arclet_emu::with_mode(mode, || phase_times(&gpu, 3, 1)).unwrap();
+        assert!(times.plain > 0.0 && times.dependent.is_some() == gpu.hopper());
+        assert!(times.dependent.is_none_or(|t| t > 0.0));
+    }
     assert_eq!(gpu.dependent_launch(), gpu.hopper(), "left as it was");
 }
 
@@ -379,7 +384,15 @@ fn linear_rows_do_not_depend_on_the_batch() {
     }
 }
 
+/// softmax(q k^T / sqrt(HD)) v for (q, k, v) of that many heads, one way or another.
+type Attend = fn(&Device, [Heads; 3], usize, &mut Tensor) -> Result<()>;
+
 fn attention_case(images: usize, heads: usize, head_dim: usize, q_len: usize, kv_len: usize, spread: f64) {
+    let fused: Attend = |device, [q, k, v], heads, out| attention(device, q, k, v, heads, out);
+    attention_by(fused, [images, heads, head_dim, q_len, kv_len], spread);
+}
+
+fn attention_by(attend: Attend, [images, heads, head_dim, q_len, kv_len]: [usize; 5], spread: f64) {
     let d = heads * head_dim;
     let packed = q_len == kv_len;
     let what = format!("attention {images}x{heads}x{head_dim} {q_len} over {kv_len}");
@@ -422,7 +435,7 @@ fn attention_case(images: usize, heads: usize, head_dim: usize, q_len: usize, kv
             second = tensor(device, dtype, &[images, kv_len, 2 * d], &join(&[&k, &v]));
             (part(&first, 0), part(&second, 0), part(&second, d))
         };
-        device.run(|| attention(device, q, k, v, heads, &mut out)).unwrap();
+        device.run(|| attend(device, [q, k, v], heads, &mut out)).unwrap();
         out.to_f32(device).unwrap()
     });
 }

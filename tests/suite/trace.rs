@@ -4,6 +4,9 @@ use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::device::trace::Work;
 use arclet::error::Error;
+use arclet::flow::sampler::{Sampler, SamplerOptions};
+use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
+use arclet::nn::norm::Layers;
 use arclet::ops::Columns;
 use arclet::ops::embed::take_token;
 use arclet::ops::linear::{Activation, Operands, Residual, Workspace, linear, workspace_size};
@@ -11,6 +14,7 @@ use arclet::ops::solver::advance;
 use arclet::tensor::{DType, Tensor};
 
 use crate::engines::{self, count};
+use crate::goldens::load;
 
 fn cuda() -> Cuda {
     match engines::cuda() {
@@ -75,4 +79,42 @@ fn a_dry_gpu_notes_launches_and_runs_none() {
     let phases = cuda.trace(|| take_token(&device, &x, &mut y)).unwrap();
     assert_eq!(phases.iter().map(|p| p.kernel.as_str()).collect::<Vec<_>>(), ["take_token_fwd_f32"]);
     assert_eq!(y.to_f32(&device).unwrap(), [3.0]);
+}
+
+/// How many kernels whose names begin with each of `names` one image in f16 takes, of a model of two blocks.
+fn launched<const N: usize>(layers: Layers, names: [&str; N]) -> [usize; N] {
+    let cuda = cuda();
+    let mut model = load("a1_flow_vit", &Device::Cuda(cuda.clone()), DType::F16);
+    model.layers = layers;
+    let schedule = Schedule::new(Solver::Euler, 1, TimeConvention::Train).unwrap();
+    let options = SamplerOptions { guidance: 1.0, clamp: true };
+    let mut sampler = Sampler::with_graphs_of(None, &model, &schedule, 1, options).unwrap();
+    sampler.draw_noise(1, 0).unwrap();
+    let phases = cuda.trace(|| sampler.run(&[])).unwrap();
+    names.map(|name| phases.iter().filter(|p| p.kernel.starts_with(name)).count())
+}
+
+#[test]
+fn layers_are_launched_as_they_say() {
+    let names = ["attention_scores", "attention_softmax", "attention_values", "attention_fwd", "layernorm_fwd"];
+    assert_eq!(launched(Layers::Unfused, names), [2, 2, 2, 0, 4]);
+    assert_eq!(launched(Layers::Separate, names), [0, 0, 0, 2, 4]);
+    assert_eq!(launched(Layers::Fused, names), [0, 0, 0, 2, 0]);
+}
+
+#[test]
+fn products_stay_off_hopper_tiles_when_told_to() {
+    let cuda = cuda();
+    let products = || launched(Layers::Fused, ["linear_hopper_fwd", "linear_fwd"]);
+    let [hopper, portable] = products();
+    assert_eq!(
+        (cuda.hopper_tiles(), hopper > 0),
+        (cuda.hopper(), cuda.hopper()),
+        "on from the beginning, where it can be"
+    );
+    cuda.set_hopper_tiles(false);
+    assert!(!cuda.hopper_tiles());
+    assert_eq!(products(), [0, hopper + portable]);
+    cuda.set_hopper_tiles(true);
+    assert_eq!(products(), [hopper, portable]);
 }

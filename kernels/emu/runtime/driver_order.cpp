@@ -1,9 +1,12 @@
 // Driver: the order in which enqueued work runs. Launches wait on their stream until a call that is no launch, so that a
 // dependent launch behind them can run ahead: up to its griddepcontrol.wait before the two launches in front of it begin,
 // which is as early as a device could start it. What such a launch reads there is what the device might read.
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <mutex>
+#include <set>
 #include "driver.h"
 #include "memory.h"
 
@@ -18,6 +21,20 @@ struct Flight {
   const Function* function;
   std::unique_ptr<unsigned char, decltype(&free)> memory{nullptr, free};
 };
+
+// Adds the name of a kernel that runs under the checker to the file that ARCLET_EMU_CHECKED_KERNELS names, once a process.
+void note_checked(const Function& f) {
+  static const char* const path = getenv("ARCLET_EMU_CHECKED_KERNELS");
+  if (!path) return;
+  static std::mutex mutex;
+  static std::set<unsigned> noted;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!noted.insert(f.kernel->index).second) return;
+  if (FILE* file = fopen(path, "a")) {
+    fprintf(file, "%s\n", f.name.c_str());
+    fclose(file);
+  }
+}
 
 Result prepare(const Node& n, const ThreadOptions& o, std::unique_ptr<Flight>& out) {
   if (!is_live(n.function)) return error(INVALID_HANDLE, "graph: a kernel's module was unloaded");
@@ -57,6 +74,7 @@ Result prepare(const Node& n, const ThreadOptions& o, std::unique_ptr<Flight>& o
   l.dependent = n.dependent;
   prepare_launch(l);
   ++thread_stats().launches[k.index];
+  if (o.check) note_checked(*n.function);
   out = std::move(flight);
   return SUCCESS;
 }

@@ -25,6 +25,7 @@
 //! | `ARCLET_EMU_SCHEDULE=forward`, `reverse` or a number from 2 | schedule of threads that set none; the number seeds a shuffle |
 //! | `ARCLET_EMU_CHECK=1` | checker on in threads that do not set it |
 //! | `ARCLET_EMU_LIBRARY=<path>` | another build of the library in place of [`LIBCUDA`]: how `tools/mutate-barriers` brings its mutants in |
+//! | `ARCLET_EMU_CHECKED_KERNELS=<path>` | file that gets the name of each kernel that runs under the checker, once a process |
 //! | `ARCLET_EMU_THREADS=n` | OS threads per unchecked launch (default 1) |
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]

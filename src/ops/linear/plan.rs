@@ -130,13 +130,14 @@ pub fn predicted(cuda: &Cuda, dtype: DType, rows: usize, n: usize, k: usize) -> 
     plans.iter().copied().min_by(|a, b| cost(a).total_cmp(&cost(b))).unwrap_or(plans[0])
 }
 
-/// The plans for one image's product that are worth comparing, in f16 and bf16; those of `linear_hopper.cu` where they can run.
+/// The plans for one image's product that are worth comparing, in f16 and bf16; those of `linear_hopper.cu` where they can
+/// run and may ([`Cuda::set_hopper_tiles`]).
 pub fn candidates(cuda: &Cuda, dtype: DType, rows: usize, n: usize, k: usize) -> Vec<Plan> {
     // TMA reads rows of k and is followed by stores of rows of n: both have to be whole 16-byte blocks.
     let whole = k.is_multiple_of(8);
     let tiles = match dtype {
         DType::F32 => &TILES[..1],
-        _ if cuda.hopper() && whole && n.is_multiple_of(8) => &HOPPER_TILES[..],
+        _ if cuda.hopper_tiles() && whole && n.is_multiple_of(8) => &HOPPER_TILES[..],
         _ if whole => &TILES[..],
         _ => &TILES[..1],
     };

@@ -59,20 +59,41 @@ fn check_row(row: &Value) {
     assert!((number("images_per_s") / per_second - 1.0).abs() < 1e-9, "{row}");
 }
 
+/// The rungs of the ladder, and whether only a Hopper takes them.
+const RUNGS: [(&str, bool); 7] = [
+    ("f32, launch by launch", false),
+    ("f16", false),
+    ("fused attention", false),
+    ("fused layers", false),
+    ("Hopper tiles", true),
+    ("one graph", false),
+    ("dependent launch", true),
+];
+
 /// One technique more in each row, and what it gained.
 fn check_ladder(rows: &[Value]) {
-    assert!(rows.iter().all(|r| r["measure"] == "ladder"), "{rows:?}");
-    assert_eq!(column(rows, "dtype"), ["f32", "f16", "f16", "f16"]);
-    let names = ["f32, launch by launch", "f16", "fused layers", "one graph"];
-    for (row, name) in rows.iter().zip(names) {
-        assert!(row["name"].as_str().is_some_and(|n| n.ends_with(name)), "{row}");
+    assert!(rows.iter().all(|r| r["measure"] == "ladder" && !r["gate"].is_null()), "{rows:?}");
+    let is = |row: &Value, name: &str| row["name"].as_str().is_some_and(|n| n.ends_with(name));
+    let mut rungs = RUNGS.into_iter();
+    for row in rows {
+        while let (name, hopper) = rungs.next().unwrap_or_else(|| panic!("no rung, or too late: {row}"))
+            && !is(row, name)
+        {
+            assert!(hopper, "{name} left out: {row}");
+        }
     }
+    assert!(rungs.all(|(_, hopper)| hopper), "ends too early: {rows:?}");
+    let f16: Vec<bool> = rows.iter().map(|r| r["dtype"] == "f16").collect();
+    assert!(!f16[0] && f16[1..].iter().all(|&f16| f16), "{rows:?}");
     assert!(rows[0]["speedup"].is_null());
     for pair in rows.windows(2) {
         let median = |row: &Value| row["p50_ms"].as_f64().expect("median");
         let speedup = pair[1]["speedup"].as_f64().expect("speedup");
         assert!((speedup * median(&pair[1]) / median(&pair[0]) - 1.0).abs() < 1e-9, "{pair:?}");
     }
+    // Where attention is not fused its scores need memory.
+    let device = |row: &Value| row["device_mb"].as_f64().expect("device memory");
+    assert!(device(&rows[1]) > device(&rows[2]), "{} {}", rows[1], rows[2]);
 }
 
 /// The phases of an evaluation of the flow ViT of two layers and 16 tokens.
@@ -107,7 +128,7 @@ fn check_phases(row: &Value) {
 fn bench_measures_everything_on_a_gpu() {
     let flags = "--device cuda --steps 2 --dtype f32,f16 --warmup 1 --iterations 3 --calls 4 --batches 1,2 --starts 2 \
                  --seconds 0 --threads 2 --json";
-    let rows = rows(&run(TINY, flags));
+    let rows = rows(&ended(command(&Desk::new(), TINY, flags).env("ARCLET_EMU_CC", "80").output()));
     rows.iter().for_each(check_row);
     let measures = ["latency", "calls", "throughput", "throughput", "cold", "phases"];
     let (rows, ladder) = rows.split_at(12);
@@ -117,6 +138,7 @@ fn bench_measures_everything_on_a_gpu() {
     assert_eq!(column(rows, "runs")[..6], ["3", "4", "3", "3", "2", "5"]);
     assert_eq!(column(rows, "warm_ups")[..6], ["1", "1", "2", "2", "0", "2"]);
     check_ladder(ladder);
+    assert!(arclet_emu::real_driver() || ladder.len() == RUNGS.iter().filter(|(_, hopper)| !hopper).count());
     for row in ladder.iter().chain(rows) {
         assert_eq!(row["phases"].is_null(), row["measure"] != "phases", "{row}");
         assert!(row["speedup"].is_null() || row["measure"] == "ladder", "{row}");
@@ -207,7 +229,7 @@ fn bench_shows_phases_and_the_ladder_as_text() {
 }
 
 #[test]
-fn bench_climbs_to_dependent_launches_on_hopper() {
+fn bench_climbs_over_every_rung_on_hopper() {
     if arclet_emu::real_driver() {
         return;
     }
@@ -216,8 +238,8 @@ fn bench_climbs_to_dependent_launches_on_hopper() {
     let end = ended(command(&Desk::new(), TINY, flags).env("ARCLET_EMU_CC", "90").output());
     let rows = rows(&end);
     assert!(rows[0]["phases"]["dependent_overhead_us"].as_f64().is_some_and(|us| us > 0.0), "{}", rows[0]);
-    assert_eq!(column(&rows[1..], "measure"), ["ladder"; 5]);
-    assert!(rows[5]["name"].as_str().is_some_and(|name| name.ends_with("dependent launch")), "{}", rows[5]);
+    check_ladder(&rows[1..]);
+    assert_eq!(rows.len(), 1 + RUNGS.len());
 }
 
 #[test]
@@ -242,6 +264,12 @@ fn bench_runs_without_a_gpu() {
     assert_eq!(column(&rows, "measure"), ["calls", "products", "cold"]);
     assert!(rows[0]["ratio_to_products"].as_f64().is_some_and(|r| r > 0.0));
     assert!(rows.iter().all(|r| r["gate"].is_null() && r["device_mb"].is_null() && r["threads"] == 2));
+    if !arclet_emu::real_driver() {
+        let flags = "--measure calls --calls 1 --threads 2 --json";
+        let end = ended(command(&Desk::new(), TINY, flags).env("ARCLET_EMU_FAULT", "no-device").output());
+        assert!(end.stderr.contains("using the CPU") && end.stderr.contains("no GPU"), "{}", end.stderr);
+        assert_eq!(column(&self::rows(&end), "measure"), ["calls", "products"]);
+    }
     for measure in ["latency", "phases", "calls,ladder"] {
         let refused = run(TINY, &format!("--device cpu --measure {measure}"));
         assert_eq!(refused.code, 2);

@@ -54,6 +54,48 @@ fn a_gpu_that_is_asked_for_and_not_there_is_an_error() {
 }
 
 #[test]
+fn a_gpu_that_is_too_old_is_named_with_what_it_lacks() {
+    if real_driver() {
+        return;
+    }
+    let desk = Desk::new();
+    let old = |arguments: &str| run(on_emulated_gpu(&desk, arguments).env("ARCLET_EMU_CC", "75"));
+    let lacks = |said: &str| said.contains("compute capability 7.5") && said.contains("8.0 or newer");
+    for verb in ["sample --n 1 --steps 1", "bench --model lens-dit-s"] {
+        let end = old(&format!("{verb} --device cuda"));
+        assert_eq!(end.code, 4, "{}", end.stderr);
+        assert!(lacks(&end.stderr), "{}", end.stderr);
+    }
+    assert!(desk.listing().is_empty());
+    let about: serde_json::Value = serde_json::from_str(&old("doctor --json").stdout).expect("JSON");
+    assert!(about["gpus"][0]["problem"].as_str().is_some_and(lacks), "{about}");
+    let end = old("sample --n 1 --steps 1");
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    assert!(end.stderr.contains("using the CPU") && lacks(&end.stderr), "{}", end.stderr);
+    assert_eq!(desk.recipe("samples/samples.json")["device"], "cpu");
+}
+
+#[test]
+fn a_gpu_with_too_little_memory_says_what_was_asked_for_and_what_is_free() {
+    if real_driver() {
+        return;
+    }
+    let desk = Desk::new();
+    std::fs::write(desk.path("manifest"), arclet_emu::manifest("80")).unwrap();
+    for device in ["cuda", "auto"] {
+        let arguments = format!("sample --n 1 --steps 1 --device {device} --out images");
+        let mut command = on_emulated_gpu(&desk, &arguments);
+        command.env("ARCLET_KERNEL_MANIFEST", desk.path("manifest"));
+        let end = run(command.env("ARCLET_EMU_FAULT", "oom=1000000"));
+        assert_eq!(end.code, 4, "{}", end.stderr);
+        let numbers: Vec<u64> = end.stderr.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        assert!(end.stderr.contains("out of cuda:0 memory: asked for"), "{}", end.stderr);
+        assert!(matches!(numbers[..], [.., asked, free] if free < asked && free <= 1_000_000), "{}", end.stderr);
+        assert!(!desk.path("images").exists());
+    }
+}
+
+#[test]
 fn a_program_without_kernels_says_how_to_add_them() {
     let desk = Desk::new();
     let about = desk.json("doctor --json");

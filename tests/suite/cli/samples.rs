@@ -92,7 +92,7 @@ fn golden_noise_gives_the_golden_images() {
         ("out.heun10", "--no-clamp --steps 10 --solver heun"),
         ("out.midpoint10", "--no-clamp --steps 10 --solver midpoint --batch 1"),
     ] {
-        desk.ok(&format!("sample --model {model} --noise noise.npy --device cpu {flags} --out x.npy"));
+        desk.ok(&format!("sample --model {model} --noise noise.npy --device cpu --dtype f32 {flags} --out x.npy"));
         let error = relative_error(&desk.images("x.npy").1, &golden.f32(name));
         assert!(error <= golden.bound(name, 1e-4), "{name}: {error:.2e}");
     }
