@@ -11,7 +11,7 @@ pub mod linear;
 pub mod noise;
 pub mod patch;
 mod reduce;
-mod simd;
+pub(crate) mod simd;
 pub mod solver;
 
 use crate::device::cuda::{Cuda, Launch};
