@@ -10,6 +10,7 @@ mod house;
 mod import;
 mod ops;
 mod ptx;
+mod simulate;
 mod static_table;
 mod tiles;
 mod trace;

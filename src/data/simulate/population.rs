@@ -219,7 +219,7 @@ pub struct Lens {
 impl Lens {
     /// Mass of all substructure, solar masses.
     pub fn substructure_mass(&self) -> f64 {
-        self.points.iter().map(|p| p.mass).sum()
+        self.points.iter().fold(0.0, |sum, p| sum + p.mass)
     }
 }
 

@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::iter::{ParallelBridge, ParallelIterator};
 
@@ -18,6 +19,9 @@ const HEADER: &str = "file,class,split,index,z_lens,z_source,halo_mass_Msun,halo
     source_amplitude_counts_per_s_arcsec2,substructure_points,substructure_mass_Msun,axion_mass_eV,\
     vortex_half_length_arcsec,vortex_angle_rad,psf_fwhm_arcsec,sky_rms_counts_per_s,exposure_s,\
     count_min,count_max";
+
+/// One image to be simulated.
+type Job = (Split, u64, Class);
 
 /// How many images of which classes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +41,7 @@ impl Plan {
     }
 
     /// Every image: to train on first, classes in turn.
-    fn all(&self) -> impl Iterator<Item = (Split, u64, Class)> {
+    fn all(&self) -> impl Iterator<Item = Job> {
         let parts = [(Split::Train, self.train), (Split::Val, self.val)];
         parts.into_iter().flat_map(move |(split, n)| {
             (0..n).flat_map(move |index| self.classes.iter().map(move |&class| (split, index, class)))
@@ -45,9 +49,13 @@ impl Plan {
     }
 }
 
+/// Threads that write. They wait for the disk nearly all of the time, and a file system confirms many files at once.
+const WRITERS: usize = 16;
+
 /// Writes `out/train/CLASS/N.npy` and `out/val/CLASS/N.npy` (size x size, f32 in 0..1; N = index + 1) and
-/// `out/params.csv` with one row for each, on the threads of the current rayon pool. `finished` is called after each
-/// image, from any of them, and may end the run: images that are finished keep their files and rows. Returns their number.
+/// `out/params.csv` with one row for each. Simulates on the threads of the current rayon pool. `finished` is called after
+/// each written image, from any thread, and may end the run: images that are finished by then keep their files and rows.
+/// Returns their number.
 ///
 /// # Errors
 /// [`Error::Output`]; then, too, what is finished stays, with its rows if they can be written.
@@ -67,32 +75,68 @@ pub fn write_set(
     let mut table = AtomicFile::create(out.join("params.csv"))?;
     let ended = AtomicBool::new(false);
     let rows = Mutex::new(Vec::new());
-    let images = plan.all().enumerate().take_while(|_| !ended.load(Ordering::Relaxed));
-    let outcome = images.par_bridge().try_for_each(|(number, (split, index, class))| {
-        let simulated = simulator.image(class, split, index);
-        let file = format!("{}/{}/{}.npy", split.name(), class.name(), index + 1);
-        write_npy_f32(out.join(&file), &[simulator.size(); 2], &simulated.image)?;
-        let row = row(simulator, &file, (split, index, class), &simulated);
-        rows.lock().unwrap_or_else(PoisonError::into_inner).push((number, row));
-        if finished().is_break() {
-            ended.store(true, Ordering::Relaxed);
+    let failure = Mutex::new(None);
+    let write = |number: usize, job: Job, simulated: &Simulated| {
+        let file = file_name(job);
+        match write_npy_f32(out.join(&file), &[simulator.size(); 2], &simulated.image) {
+            Ok(()) => {
+                locked(&rows).push((number, row(simulator, &file, job, simulated)));
+                if finished().is_break() {
+                    ended.store(true, Ordering::Relaxed);
+                }
+            }
+            Err(error) => {
+                ended.store(true, Ordering::Relaxed);
+                locked(&failure).get_or_insert(error);
+            }
         }
-        Ok(())
+    };
+    let images = plan.all().enumerate().take_while(|_| !ended.load(Ordering::Relaxed));
+    let (send, receive) = sync_channel::<(usize, Job, Simulated)>(WRITERS);
+    let receive = Mutex::new(receive);
+    std::thread::scope(|scope| {
+        for _ in 0..WRITERS {
+            scope.spawn(|| {
+                loop {
+                    // Locked until there is something, and not while it is written.
+                    let next = locked(&receive).recv();
+                    let Ok((number, job, simulated)) = next else { break };
+                    write(number, job, &simulated);
+                }
+            });
+        }
+        images.par_bridge().for_each_with(send, |send, (number, job)| {
+            let (split, index, class) = job;
+            // The writers are there for as long as this is.
+            let _ = send.send((number, job, simulator.image(class, split, index)));
+        });
     });
     let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
     rows.sort_unstable_by_key(|(number, _)| *number);
-    let mut write = || {
+    let mut write_table = || {
         table.put(HEADER.as_bytes())?;
         rows.iter().try_for_each(|(_, row)| table.put(row.as_bytes()))?;
         table.put(b"\n")
     };
-    let written = write().and_then(|()| table.commit());
-    outcome.and(written)?;
-    Ok(rows.len() as u64)
+    let written = write_table().and_then(|()| table.commit());
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => written.map(|()| rows.len() as u64),
+    }
+}
+
+/// The value in a mutex; a panic of another thread ends the run anyway.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Path of an image in its set.
+fn file_name((split, index, class): Job) -> String {
+    format!("{}/{}/{}.npy", split.name(), class.name(), index + 1)
 }
 
 /// One line of the table, with the line break before it.
-fn row(simulator: &Simulator, file: &str, (split, index, class): (Split, u64, Class), image: &Simulated) -> String {
+fn row(simulator: &Simulator, file: &str, (split, index, class): Job, image: &Simulated) -> String {
     let (p, lens) = (simulator.population(), &image.lens);
     let before = [
         p.z_lens,
