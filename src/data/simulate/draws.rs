@@ -1,6 +1,18 @@
 //! Random numbers of one image from Philox: uniform and Poisson.
 
+use super::exp::exp;
 use crate::rng::philox4x32_10;
+
+/// 1 / k, for a walk along the Poisson distribution (entry 0 is not used).
+const RECIPROCALS: [f64; 101] = {
+    let mut table = [0.0; 101];
+    let mut k = 1;
+    while k < table.len() {
+        table[k] = 1.0 / k as f64;
+        k += 1;
+    }
+    table
+};
 
 /// Numbers of one stream, one after another: words of `philox4x32_10` with key = seed and counter = (index, block, stream).
 pub(super) struct Draws {
@@ -52,14 +64,14 @@ impl Draws {
 
     /// Walks along the distribution until it has used up a uniform number.
     fn poisson_by_inversion(&mut self, mean: f64) -> f64 {
-        let (mut left, mut p, mut k) = (self.unit(), libm::exp(-mean), 0.0);
+        let (mut left, mut p, mut k) = (self.unit(), exp(-mean), 0);
         // Below a mean of 10 the tail from 100 on is under 1e-60: only rounding could lead there.
-        while left > p && k < 100.0 {
+        while left > p && k < RECIPROCALS.len() - 1 {
             left -= p;
-            k += 1.0;
-            p *= mean / k;
+            k += 1;
+            p *= mean * RECIPROCALS[k];
         }
-        k
+        k as f64
     }
 
     /// PTRS of Hörmann (1993), "The transformed rejection method for generating Poisson random variables"; from a mean
@@ -67,7 +79,6 @@ impl Draws {
     fn poisson_by_rejection(&mut self, mean: f64) -> f64 {
         let b = 0.931 + 2.53 * mean.sqrt();
         let a = -0.059 + 0.024_83 * b;
-        let inverse_alpha = 1.123_9 + 1.132_8 / (b - 3.4);
         let squeeze = 0.927_7 - 3.622_4 / (b - 2.0);
         loop {
             let u = self.unit() - 0.5;
@@ -80,6 +91,7 @@ impl Draws {
             if k < 0.0 || distance < 0.013 && v > distance {
                 continue;
             }
+            let inverse_alpha = 1.123_9 + 1.132_8 / (b - 3.4);
             let bound = k * libm::log(mean) - mean - libm::lgamma(k + 1.0);
             if libm::log(v * inverse_alpha / (a / (distance * distance) + b)) <= bound {
                 return k;

@@ -9,6 +9,7 @@
 
 mod cosmology;
 mod draws;
+mod exp;
 mod grid;
 mod lens;
 mod noise;

@@ -93,16 +93,12 @@ impl Simulator {
     pub fn light(&self, field: &Deflection, centre: [f64; 2]) -> Vec<f64> {
         let Grid { side, scale } = self.population.grid;
         let axis = self.population.grid.axis();
-        let area = scale * scale;
-        let mut light = Vec::with_capacity(side * side);
-        for (row, (from_x, from_y)) in field.x.chunks_exact(side).zip(field.y.chunks_exact(side)).enumerate() {
-            let y = axis[row] - centre[1];
-            light.extend(
-                axis.iter()
-                    .zip(from_x)
-                    .zip(from_y)
-                    .map(|((x, alpha_x), alpha_y)| area * self.source.brightness(x - centre[0] - alpha_x, y - alpha_y)),
-            );
+        // Relative to the centre of the source, which the profile is about.
+        let columns: Vec<f64> = axis.iter().map(|x| x - centre[0]).collect();
+        let mut light = vec![0.0; side * side];
+        let rows = field.x.chunks_exact(side).zip(field.y.chunks_exact(side)).zip(light.chunks_exact_mut(side));
+        for (((alpha_x, alpha_y), to), y) in rows.zip(&axis) {
+            self.source.row(to, &columns, y - centre[1], (alpha_x, alpha_y), scale * scale);
         }
         light
     }
