@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 pub const EXAMPLES: &str = "\
 Examples:
   arclet data simulate --n 300 --out lenses
-  arclet data simulate --help";
+  arclet data simulate --n 1000 --classes vort --seed 2 --out vortices";
 
 /// Makes sets of images to train on.
 #[derive(Args, Debug)]

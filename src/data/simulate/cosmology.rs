@@ -5,7 +5,7 @@ const C: f64 = 299_792.458;
 /// Heliocentric gravitational constant G Msun, m^3/s^2 (nominal value of the IAU, 2015 resolution B3).
 const GM_SUN: f64 = 1.327_124_4e20;
 /// Megaparsec in metres (IAU, 2015 resolution B2).
-const MPC: f64 = 3.085_677_581_491_367_3e22;
+const MPC: f64 = 3.085_677_581_491_367e22;
 /// Arcseconds of a radian.
 pub const ARCSEC: f64 = 648_000.0 / std::f64::consts::PI;
 

@@ -1,6 +1,8 @@
 //! From light to counts.
 
 use super::draws::Draws;
+use super::exp::exp;
+use crate::ops::simd::vectorized;
 use crate::rng::normals;
 
 /// Counts of one exposure of `seconds`: to the `flux` of each pixel (counts per second) comes a sky of standard deviation
@@ -9,9 +11,19 @@ use crate::rng::normals;
 pub(super) fn expose(flux: &mut [f64], seconds: f64, sky: f64, seed: u64, index: u64, streams: [u32; 2]) {
     let mut background = vec![0.0; flux.len()];
     normals(seed, index, streams[0], &mut background);
+    let mut none = vec![0.0; flux.len()];
+    means::<f64>(flux, &mut none, &background, seconds, sky);
     let mut shots = Draws::new(seed, index, streams[1]);
-    for (pixel, background) in flux.iter_mut().zip(background) {
-        *pixel = shots.poisson(seconds * (*pixel + sky * f64::from(background)));
+    flux.iter_mut().zip(none).for_each(|(pixel, none)| *pixel = shots.poisson_from(*pixel, none));
+}
+
+vectorized! {
+    /// Turns `flux` into the means of Poisson numbers, and puts the probabilities that those are 0 into `none`.
+    fn means(flux: &mut [T], none: &mut [T], background: &[f32], seconds: T, sky: T) {
+        for ((pixel, none), &background) in flux.iter_mut().zip(none).zip(background) {
+            *pixel = seconds * (*pixel + sky * T::from_f64(f64::from(background)));
+            *none = T::from_f64(exp(-pixel.to_f64()));
+        }
     }
 }
 
