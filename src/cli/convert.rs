@@ -124,7 +124,10 @@ fn tensors(weights: &Weights, stored: StoredType) -> Result<Vec<TensorBytes<'sta
 }
 
 /// Nothing is overwritten unless that was asked for.
-fn refuse_occupied(folder: &Path, force: bool) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Output`] for a folder that is not empty and was not forced, or cannot be read.
+pub fn refuse_occupied(folder: &Path, force: bool) -> Result<()> {
     let occupied = match std::fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_some(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,

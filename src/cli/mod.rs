@@ -4,6 +4,7 @@
 mod bench;
 mod completions;
 mod convert;
+mod data;
 mod device;
 mod doctor;
 mod embedded;
@@ -53,6 +54,8 @@ enum Verb {
     Merge(merge::MergeArgs),
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
+    #[command(after_help = data::EXAMPLES)]
+    Data(data::DataArgs),
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
     #[command(after_help = completions::EXAMPLES)]
@@ -89,6 +92,7 @@ impl Verb {
             Self::Convert(args) => convert::run(&args),
             Self::Merge(args) => merge::run(&args),
             Self::Bench(args) => bench::run(&args),
+            Self::Data(args) => data::run(&args),
             Self::Doctor(args) => doctor::run(&args),
             Self::Completions(args) => completions::run(&args),
         }

@@ -12,7 +12,7 @@ pub mod noise;
 pub mod patch;
 pub mod product;
 mod reduce;
-mod simd;
+pub(crate) mod simd;
 pub mod solver;
 
 use crate::device::cuda::{Cuda, Launch};

@@ -11,6 +11,7 @@ mod import;
 mod levels;
 mod ops;
 mod ptx;
+mod simulate;
 mod static_table;
 mod tiles;
 mod trace;

@@ -21,6 +21,8 @@ pub enum Measure {
     Phases,
     /// On a GPU the loop alone with one technique after another switched on; in types of its own
     Ladder,
+    /// The traditional method: `data simulate` on the CPU, one row a class, whatever the model; no files
+    Simulator,
 }
 
 impl Measure {
@@ -33,8 +35,13 @@ impl Measure {
             Self::Cold => "cold",
             Self::Phases => "phases",
             Self::Ladder => "ladder",
+            Self::Simulator => "simulator",
         }
     }
+
+    /// Everything about a model.
+    pub const OF_MODELS: [Self; 6] =
+        [Self::Latency, Self::Calls, Self::Throughput, Self::Cold, Self::Phases, Self::Ladder];
 
     /// Whether it is about launches and events, which the CPU has not.
     pub fn needs_gpu(self) -> bool {
@@ -54,7 +61,7 @@ pub struct BenchArgs {
     /// made-up weights)
     #[arg(long, value_name = "PATH|NAME", default_value = "vit-b16")]
     pub(super) model: PathBuf,
-    /// What to measure [default: calls on the CPU, everything on a GPU]
+    /// What to measure [default: calls on the CPU, everything but the simulator on a GPU]
     #[arg(long, value_enum, value_name = "A,B,..", value_delimiter = ',')]
     pub(super) measure: Vec<Measure>,
     /// Euler steps of a measurement [default: 1 on the CPU, 50 on a GPU]
@@ -66,7 +73,7 @@ pub struct BenchArgs {
     /// Classifier-free guidance scale; 1 is off
     #[arg(long, visible_alias = "cfg-scale", value_name = "G", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(super) guidance_scale: f32,
-    /// Images at a time for latency, calls and cold
+    /// Images at a time for latency, calls, cold and simulator
     #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub(super) batch: u32,
     /// Images at a time for throughput, one row each, until memory ends; a model with classes also gets one guided image
@@ -84,7 +91,7 @@ pub struct BenchArgs {
     /// Measured processes for cold
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) starts: u32,
-    /// Seconds to measure for, at least, where no number of runs is given: calls on the CPU, and each batch of throughput
+    /// Seconds to measure for, at least, where no number of runs is given: calls on the CPU, each batch of throughput, each class of the simulator
     #[arg(long, value_name = "T", default_value_t = 6.0)]
     pub(super) seconds: f64,
     /// Starting noise of latency and calls from a .npy file of shape (batch, channels, height, width) instead of random

@@ -9,6 +9,7 @@ mod measure;
 mod phases;
 mod products;
 mod row;
+mod simulator;
 mod system;
 mod tune;
 
@@ -23,7 +24,6 @@ use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::models::Model;
 use arclet::ops::product::ceilings;
 use arclet::tensor::DType;
-use clap::ValueEnum;
 
 use super::model::{Source, Weights};
 use super::options::{ComputeArgs, DTypeChoice};
@@ -61,6 +61,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if !args.guidance_scale.is_finite() {
         return Err(Error::usage(format!("--guidance-scale {}: a finite number expected", args.guidance_scale)));
     }
+    if args.measure == [Measure::Simulator] {
+        return print(args, &simulator::rows(args)?);
+    }
     let source = Source::open(Some(&args.model))?;
     let weights = source.velocity_weights(quiet)?;
     let config = weights.config();
@@ -83,7 +86,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let on_cpu = matches!(device, Device::Cpu(_));
     let measures = match (&args.measure[..], on_cpu) {
         ([], true) => &[Measure::Calls][..],
-        ([], false) => Measure::value_variants(),
+        ([], false) => &Measure::OF_MODELS,
         (asked, true) => {
             if let Some(measure) = asked.iter().find(|m| m.needs_gpu()) {
                 let name = measure.name();
@@ -112,11 +115,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if measures.contains(&Measure::Ladder) && !args.first_image && !args.follow {
         session.ladder()?;
     }
-    match (args.first_image || args.follow, args.report.json) {
-        (true, _) => Ok(()),
-        (false, true) => report::print_json(&session.rows),
-        (false, false) => report::print(table(&session.rows)),
+    if args.first_image || args.follow {
+        return Ok(());
     }
+    if measures.contains(&Measure::Simulator) {
+        session.rows.extend(simulator::rows(args)?);
+    }
+    print(args, &session.rows)
+}
+
+fn print(args: &BenchArgs, rows: &[Row]) -> Result<()> {
+    if args.report.json { report::print_json(&rows) } else { report::print(table(rows)) }
 }
 
 /// Prints the phases of one evaluation, or writes the plans of its products, of which nothing runs.
@@ -198,7 +207,7 @@ impl Session<'_> {
                 Measure::Cold => self.cold(&loaded)?,
                 Measure::Phases => self.phases(&loaded)?,
                 // Once for all types.
-                Measure::Ladder => {}
+                Measure::Ladder | Measure::Simulator => {}
             }
             // Rows of another batch or schedule bring their own.
             self.rows[first..].iter_mut().for_each(|row| row.gate = row.gate.or(gate));

@@ -6,6 +6,7 @@ mod gpu;
 mod refusals;
 mod samples;
 mod shards;
+mod simulate;
 mod verbs;
 
 use std::path::{Path, PathBuf};

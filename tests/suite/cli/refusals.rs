@@ -8,7 +8,7 @@ use arclet::io::{Checkpoint, TensorBytes, write_npy_f32, write_safetensors};
 use super::{Desk, golden_weights};
 
 /// Runs the program and wants this exit code, one line on stderr that holds all `parts`, and no new file.
-fn refused(desk: &Desk, arguments: &str, code: i32, parts: &[&str]) {
+pub fn refused(desk: &Desk, arguments: &str, code: i32, parts: &[&str]) {
     let before = desk.listing();
     let end = desk.run(arguments);
     assert_eq!(end.code, code, "arclet {arguments}: {}", end.stderr);

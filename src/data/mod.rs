@@ -1,0 +1,3 @@
+//! Data sets to train on.
+
+pub mod simulate;
