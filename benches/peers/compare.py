@@ -1,7 +1,5 @@
 """One case: `arclet` and its peers, results first, then times in turns."""
 
-import itertools
-
 import numpy as np
 
 import engines
@@ -10,13 +8,8 @@ import peers
 import table
 from budget import Budget, within
 from checks import check, errors
-from stats import abba, median, paired_ratio, percentile
-
-# Rounds of A B B A that an interval needs, whatever the time.
-LEAST_ROUNDS = 2
-# A turn is one run where runs are longer than this, in milliseconds.
-LONG_RUN = 500.0
-
+from stats import median, paired_ratio, percentile
+from turns import LONG_RUN, blocks_in_turns
 
 def summary(times):
     return {
@@ -25,20 +18,6 @@ def summary(times):
         "p99_ms": percentile(times, 0.99),
         "min_ms": min(times),
     }
-
-
-def blocks_in_turns(run_ours, run_theirs, args, budget):
-    """Times of both in blocks that were measured next to each other: at most `args.rounds` rounds, fewer when the
-    budget is spent."""
-    blocks = {True: [], False: []}
-    runs = args.runs
-    for done in itertools.count(1):
-        for our_turn in abba(1):
-            blocks[our_turn].append((run_ours if our_turn else run_theirs)(runs))
-        if median(blocks[True][0] + blocks[False][0]) > LONG_RUN:
-            runs = 1
-        if done >= args.rounds or (done >= LEAST_ROUNDS and budget.left() <= 0):
-            return blocks
 
 
 def measure(case, args, folder):
@@ -93,7 +72,9 @@ def measure(case, args, folder):
                 print(table.skipped_line(case, engine.name, why), flush=True)
                 continue
             share = budget.share(len(all_engines) - i)
-            blocks = blocks_in_turns(arclet.run, lambda n: [made.run() for _ in range(n)], args, share)
+            blocks = blocks_in_turns(
+                arclet.run, lambda n: [made.run() for _ in range(n)], args.rounds, args.runs, share
+            )
             rows.append(row(case, engine.name, note, arclet, blocks, args.warmup, our_errors, their_errors))
             print(table.line(rows[-1]), flush=True)
         for text in table.extra_lines(arclet.extra()):

@@ -3,8 +3,6 @@
 import json
 import subprocess
 
-import numpy as np
-
 # What a row of `arclet bench` says that is kept or known otherwise, or is not measured in turns.
 KNOWN = set(
     "name measure device dtype threads batch guidance steps time evaluations warm_ups runs p50_ms p90_ms p99_ms min_ms "
@@ -47,6 +45,8 @@ class Arclet:
             [self.program, "sample", *self.flags, "--no-clamp", "--batch", str(self.batch), "--out", str(file)],
             check=True,
         )
+        import numpy as np
+
         return np.load(file)
 
     def __enter__(self):
@@ -63,6 +63,7 @@ class Arclet:
     def __exit__(self, *_):
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     def extra(self):
         """What `arclet` says of itself beyond what this program knows."""

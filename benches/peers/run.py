@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures `arclet` and other engines in turns: same machine, same run, same weights, noise and times. See README.md."""
+"""Measures `arclet` and other engines in turns: one machine, one run, same weights, noise and times. See README.md."""
 
 import argparse
 import json
