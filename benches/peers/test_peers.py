@@ -150,6 +150,13 @@ class Time(unittest.TestCase):
     def test_what_is_not_ready_in_time_is_interrupted(self):
         with self.assertRaises(TimeUp), within(0.01):
             time.sleep(5)
+        with self.assertRaises(TimeUp), within(0.01):
+            try:
+                time.sleep(5)
+            except TimeUp as error:
+                raise RuntimeError("a backend failed") from error
+        with self.assertRaises(KeyError), within(5):
+            raise KeyError("not about time")
         with within(5):
             pass
         time.sleep(0.02)  # No alarm is left over.
