@@ -1,17 +1,21 @@
-"""The two models of the comparison as plain PyTorch modules with the weights that `arclet` makes for them.
+"""The models of the comparison as plain PyTorch modules with the weights that `arclet` has for them.
 
 Written as their users write them: fused attention, one Linear for q, k and v; nothing is left for a compiler to undo.
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from weights import VIT_PREFIX, hashed, sincos_positions
 
 FREQUENCIES = 256
+# The embedded model: f16 weights under the names of `NanoDit`.
+LENS_DIT_S = Path(__file__).resolve().parents[2] / "weights" / "lens-dit-s" / "model.safetensors"
 
 
 class TimeEmbedding(nn.Module):
@@ -185,9 +189,39 @@ class NanoDit(nn.Module):
         return unpatchify(self.final_layer(h, c), self.patch)
 
 
+class Velocity(nn.Module):
+    """What one step of the sampling loop asks for, with guidance; x and the result in f32, the network in `dtype`."""
+
+    def __init__(self, network, guidance, dtype=torch.float32, autocast=False):
+        """`network` is in `dtype`, or in f32 for `autocast` to compute in `dtype` where PyTorch thinks that safe."""
+        super().__init__()
+        self.network, self.guidance, self.dtype, self.autocast = network, guidance, dtype, autocast
+
+    def forward(self, x, sinusoids, labels):
+        """x [B, 1, H, W]; with guidance the sinusoids [2B, 256] and labels [2B] are those of x twice, the second half
+        without classes."""
+        if self.guidance != 1.0:
+            x = torch.cat([x, x])
+        if self.autocast:
+            with torch.autocast(x.device.type, self.dtype):
+                v = self.network(x, sinusoids, labels)
+        else:
+            v = self.network(x.to(self.dtype), sinusoids, labels)
+        v = v.float()
+        if self.guidance == 1.0:
+            return v
+        conditional, unconditional = v.chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
+
+
 @torch.no_grad()
 def build(name):
-    """The model called `name`, vit-b16 or nanodit, in f32 on the CPU."""
+    """The model called `name`, vit-b16, nanodit or lens-dit-s, in f32 on the CPU."""
+    if name == "lens-dit-s":
+        model = NanoDit(patch=4, dim=192, heads=3)
+        # Every name of the file and of the model must be in the other.
+        model.load_state_dict({key: value.float() for key, value in load_file(LENS_DIT_S).items()})
+        return model.eval().requires_grad_(False)
     model, prefix = (FlowVit(), VIT_PREFIX) if name == "vit-b16" else (NanoDit(), "")
     for key, value in model.state_dict().items():
         if model.conditional and key == "pos_embed":

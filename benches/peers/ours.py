@@ -3,7 +3,12 @@
 import json
 import subprocess
 
-import numpy as np
+# What a row of `arclet bench` says that is kept or known otherwise, or is not measured in turns.
+KNOWN = set(
+    "name measure device dtype threads batch guidance steps time evaluations warm_ups runs p50_ms p90_ms p99_ms min_ms "
+    "ms_per_evaluation images_per_s gflops ratio_to_products speedup phases load_ms open_ms weights_mb device_mb "
+    "peak_rss_mb binary_mb gate gpu_state".split()
+)
 
 
 class Arclet:
@@ -40,6 +45,8 @@ class Arclet:
             [self.program, "sample", *self.flags, "--no-clamp", "--batch", str(self.batch), "--out", str(file)],
             check=True,
         )
+        import numpy as np
+
         return np.load(file)
 
     def __enter__(self):
@@ -56,6 +63,11 @@ class Arclet:
     def __exit__(self, *_):
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
+
+    def extra(self):
+        """What `arclet` says of itself beyond what this program knows."""
+        return {key: value for key, value in self.about.items() if key not in KNOWN and value is not None}
 
     def run(self, count):
         """Milliseconds of each of `count` runs."""

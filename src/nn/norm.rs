@@ -37,10 +37,10 @@ pub enum Layers {
     Fused,
     /// Norm and product one behind the other.
     Separate,
-    /// The norm computed while the product reads its rows: on the CPU.
-    Inline,
     /// The same, and on a GPU attention as three launches, with its scores in memory.
     Unfused,
+    /// The norm computed while the product reads its rows: on the CPU.
+    Inline,
 }
 
 impl Layers {

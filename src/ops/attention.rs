@@ -2,14 +2,8 @@
 //!
 //! The CUDA kernel keeps a running maximum and sum over tiles of keys (FlashAttention-2, Dao, arXiv 2307.08691).
 
-<<<<<<< HEAD
 mod cpu;
-=======
 mod unfused;
-
-use gemm::Parallelism;
-use rayon::prelude::*;
->>>>>>> ladder
 
 use super::product::Kernel;
 use super::{expect, round, shape_error, spec, to_i32, to_u32, with_real};
@@ -66,9 +60,13 @@ const QUERIES: usize = 64;
 pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, out: &mut Tensor) -> Result<()> {
     let head_dim = check(q, k, v, heads, out)?;
     match device {
-        Device::Cpu(_) => {
-            with_real!(out.dtype(), T => cpu::<T>(q, k, v, heads, head_dim, out))?;
-            round(out)
+        Device::Cpu(device) => {
+            let dtype = out.dtype();
+            match dtype.packing(device) {
+                Some(element) => cpu::packed(&Kernel::new(device, element), q, k, v, heads, out)?,
+                None => with_real!(dtype, T => cpu::plain::<T>(q, k, v, heads, out))?,
+            }
+            if dtype.rounds_on(device) { round(out) } else { Ok(()) }
         }
         Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
     }
@@ -97,17 +95,6 @@ fn check(q: Heads, k: Heads, v: Heads, heads: usize, out: &Tensor) -> Result<usi
     if k.len() != v.len() || k.stride() != v.stride() {
         return Err(shape_error("attention v", v.tensor.shape(), k.tensor.shape()));
     }
-<<<<<<< HEAD
-    match device {
-        Device::Cpu(device) => {
-            match dtype.packing(device) {
-                Some(element) => cpu::packed(&Kernel::new(device, element), q, k, v, heads, out)?,
-                None => with_real!(dtype, T => cpu::plain::<T>(q, k, v, heads, out))?,
-            }
-            if dtype.rounds_on(device) { round(out) } else { Ok(()) }
-        }
-        Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
-=======
     Ok(head_dim)
 }
 
@@ -115,7 +102,6 @@ fn check(q: Heads, k: Heads, v: Heads, heads: usize, out: &Tensor) -> Result<usi
 fn check_gpu(operands: [Heads; 3], head_dim: usize) -> Result<()> {
     if head_dim < 32 {
         return Err(Error::Runtime(format!("attention on a GPU: head size {head_dim}, 32 to 128 expected")));
->>>>>>> ladder
     }
     if let Some(x) = operands.iter().find(|x| x.offset % 8 != 0 || x.stride() % 8 != 0) {
         let (offset, stride) = (x.offset, x.stride());
