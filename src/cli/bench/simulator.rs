@@ -64,6 +64,7 @@ fn row(simulator: &Simulator, cpu: &Cpu, class: Class, batch: usize, plan: Plan)
         images_per_s: 0.0,
         gflops: 0.0,
         ratio_to_products: None,
+        ceilings: None,
         speedup: None,
         phases: None,
         load_ms: None,

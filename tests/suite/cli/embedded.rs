@@ -66,7 +66,9 @@ fn embedded_trajectories_match_pytorch() {
         ("out.euler50_g2", "--steps 50 --cfg-scale 2"),
     ] {
         let class = classes.join(",");
-        desk.ok(&format!("sample --noise noise.npy --class {class} --device cpu --dtype f32 --no-clamp {flags} --out x.npy"));
+        desk.ok(&format!(
+            "sample --noise noise.npy --class {class} --device cpu --dtype f32 --no-clamp {flags} --out x.npy"
+        ));
         let (shape, images) = desk.images("x.npy");
         assert_eq!(shape, golden.shape(name));
         let error = relative_error(&images, &golden.f32(name));

@@ -130,8 +130,9 @@ fn doctor_is_content_with_any_machine() {
 fn bench_compares_with_the_products_alone() {
     let desk = Desk::new();
     let model = golden_weights("a3_nanodit");
-    let rows =
-        desk.json(&format!("bench --model {model} --device cpu --threads 2 --seconds 0 --steps 4 --batch 2 --dtype f32 --json"));
+    let rows = desk.json(&format!(
+        "bench --model {model} --device cpu --threads 2 --seconds 0 --steps 4 --batch 2 --dtype f32 --json"
+    ));
     let rows = rows.as_array().unwrap();
     assert_eq!(rows.len(), 2);
     for row in rows {
