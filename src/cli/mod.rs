@@ -4,6 +4,7 @@
 mod bench;
 mod completions;
 mod convert;
+mod data;
 mod device;
 mod doctor;
 mod embedded;
@@ -51,6 +52,8 @@ enum Verb {
     Convert(convert::ConvertArgs),
     #[command(after_help = merge::EXAMPLES)]
     Merge(merge::MergeArgs),
+    #[command(after_help = data::EXAMPLES)]
+    Data(data::DataArgs),
     #[command(after_help = bench::EXAMPLES)]
     Bench(bench::BenchArgs),
     #[command(after_help = doctor::EXAMPLES)]
@@ -88,6 +91,7 @@ impl Verb {
             Self::Inspect(args) => inspect::run(&args),
             Self::Convert(args) => convert::run(&args),
             Self::Merge(args) => merge::run(&args),
+            Self::Data(args) => data::run(args),
             Self::Bench(args) => bench::run(&args),
             Self::Doctor(args) => doctor::run(&args),
             Self::Completions(args) => completions::run(&args),

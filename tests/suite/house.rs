@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 9] = [
     &["ops"],
     &["nn"],
     &["models"],
-    &["flow"],
+    &["flow", "data"],
     &["cli"],
 ];
 
