@@ -49,7 +49,12 @@ impl H5File {
         let path = path.as_ref();
         let file = open_regular(path)?;
         let file = guarded(|| Hdf5File::from_storage_with_options(Arc::new(FileStorage::from_file(file)?), options()));
-        Ok(Self { path: path.to_path_buf(), file: file.map_err(|reason| Error::input(path, reason))? })
+        let file = file.map_err(|reason| Error::input(path, reason))?;
+        let (end, length) = (file.superblock().eof_address, file.storage().len());
+        if end > length {
+            return Err(Error::input(path, format!("truncated: found {length} bytes, expected {end}")));
+        }
+        Ok(Self { path: path.to_path_buf(), file })
     }
 
     /// Names of the arrays at the top of the file, sorted.
@@ -116,6 +121,11 @@ impl H5Array {
         let mut selections = vec![SliceInfoElem::Slice { start: rows.start as u64, end: rows.end as u64, step: 1 }];
         selections.resize(self.shape.len(), SliceInfoElem::Slice { start: 0, end: u64::MAX, step: 1 });
         let selection = SliceInfo { selections };
+        // The crate would cut a range that is too long without a word.
+        if rows.end > self.len() {
+            let reason = format!("array {}, rows {rows:?}: the array has {}", quoted(&self.name), self.len());
+            return Err(Error::input(&self.path, reason));
+        }
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -125,24 +135,32 @@ impl H5Array {
     }
 
     fn values(&self, selection: &SliceInfo) -> Result<Vec<f32>, H5Error> {
-        fn read<T: H5Type>(set: &Dataset, selection: &SliceInfo, f: impl Fn(T) -> f32) -> Result<Vec<f32>, H5Error> {
-            Ok(set.read_slice::<T>(selection)?.into_iter().map(f).collect())
+        fn read<T: H5Type>(set: &Dataset, selection: &SliceInfo) -> Result<Vec<T>, H5Error> {
+            // The elements as they lie: walking over the axes of the array would cost more than decompressing it.
+            match set.read_slice::<T>(selection)?.into_raw_vec_and_offset() {
+                (values, Some(0)) => Ok(values),
+                (values, _) if values.is_empty() => Ok(values),
+                _ => Err(H5Error::Other("rows that do not start at their beginning".into())),
+            }
+        }
+        fn narrow<T: H5Type>(set: &Dataset, selection: &SliceInfo, f: fn(T) -> f32) -> Result<Vec<f32>, H5Error> {
+            Ok(read::<T>(set, selection)?.into_iter().map(f).collect())
         }
         let (set, s) = (&self.set, selection);
         match set.dtype() {
-            Datatype::FloatingPoint { size: 4, .. } => read(set, s, |v: f32| v),
-            Datatype::FloatingPoint { size: 8, .. } => read(set, s, |v: f64| v as f32),
+            Datatype::FloatingPoint { size: 4, .. } => read::<f32>(set, s),
+            Datatype::FloatingPoint { size: 8, .. } => narrow(set, s, |v: f64| v as f32),
             Datatype::FixedPoint { size, signed: true, .. } => match size {
-                1 => read(set, s, |v: i8| v.into()),
-                2 => read(set, s, |v: i16| v.into()),
-                4 => read(set, s, |v: i32| v as f32),
-                _ => read(set, s, |v: i64| v as f32),
+                1 => narrow(set, s, |v: i8| v.into()),
+                2 => narrow(set, s, |v: i16| v.into()),
+                4 => narrow(set, s, |v: i32| v as f32),
+                _ => narrow(set, s, |v: i64| v as f32),
             },
             Datatype::FixedPoint { size, signed: false, .. } => match size {
-                1 => read(set, s, |v: u8| v.into()),
-                2 => read(set, s, |v: u16| v.into()),
-                4 => read(set, s, |v: u32| v as f32),
-                _ => read(set, s, |v: u64| v as f32),
+                1 => narrow(set, s, |v: u8| v.into()),
+                2 => narrow(set, s, |v: u16| v.into()),
+                4 => narrow(set, s, |v: u32| v as f32),
+                _ => narrow(set, s, |v: u64| v as f32),
             },
             other => Err(H5Error::Other(format!("{other:?} holds no numbers"))),
         }

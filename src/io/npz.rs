@@ -16,6 +16,12 @@ pub struct Npz {
     members: Vec<Member>,
 }
 
+impl std::fmt::Debug for Npz {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Npz").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Npz {
     /// Reads the directory of an archive. [`Error::Input`] for a damaged file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
