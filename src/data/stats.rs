@@ -47,14 +47,21 @@ pub struct Percentile {
     pub value: f32,
 }
 
+/// Number of values, their mean, and the sum of their squared distances from it.
+#[derive(Clone, Copy)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    squares: f64,
+}
+
 /// Sums over the pixels of a class.
 struct Sums {
     images: usize,
     shapes: BTreeMap<[usize; 3], usize>,
     min: f32,
     max: f32,
-    /// Number, mean, and sum of squared distances from the mean.
-    moments: (f64, f64, f64),
+    moments: Moments,
     zeros: u64,
     histogram: Vec<u64>,
 }
@@ -71,11 +78,11 @@ pub fn stats(set: &DataSet, go_on: &mut (dyn FnMut(usize) -> bool + Send)) -> Re
         if !go_on(block[0]) {
             return Ok(None);
         }
-        let read: Vec<Result<(Image, (f64, f64, f64))>> = block
+        let read: Vec<Result<(Image, Moments)>> = block
             .par_iter()
             .map(|&i| {
                 let image = set.take(i, None)?;
-                let moments = moments_of(&image.pixels);
+                let moments = Moments::of(&image.pixels);
                 Ok((image, moments))
             })
             .collect();
@@ -95,13 +102,13 @@ impl Sums {
             shapes: BTreeMap::new(),
             min: f32::INFINITY,
             max: f32::NEG_INFINITY,
-            moments: (0.0, 0.0, 0.0),
+            moments: Moments { count: 0.0, mean: 0.0, squares: 0.0 },
             zeros: 0,
             histogram: vec![0; 1 << (32 - DROPPED)],
         }
     }
 
-    fn add(&mut self, image: &Image, moments: (f64, f64, f64)) {
+    fn add(&mut self, image: &Image, moments: Moments) {
         self.images += 1;
         *self.shapes.entry(image.shape).or_default() += 1;
         for &value in &image.pixels {
@@ -110,14 +117,11 @@ impl Sums {
             self.zeros += u64::from(value == 0.0);
             self.histogram[(key(value) >> DROPPED) as usize] += 1;
         }
-        // Chan, Golub & LeVeque 1979: joining two sets' moments.
-        let ((n, mean, m2), (k, other, other_m2)) = (self.moments, moments);
-        let (total, delta) = (n + k, other - mean);
-        self.moments = (total, mean + delta * k / total, m2 + other_m2 + delta * delta * n * k / total);
+        self.moments = self.moments.with(moments);
     }
 
     fn finish(self, name: &str) -> ClassStats {
-        let (n, mean, m2) = self.moments;
+        let Moments { count, mean, squares } = self.moments;
         let mut shapes: Vec<_> = self.shapes.iter().map(|(&shape, &images)| ShapeCount { shape, images }).collect();
         shapes.sort_by_key(|s| std::cmp::Reverse(s.images));
         ClassStats {
@@ -127,15 +131,15 @@ impl Sums {
             min: self.min,
             max: self.max,
             mean,
-            std: (m2 / n).sqrt(),
-            zeros: self.zeros as f64 / n,
+            std: (squares / count).sqrt(),
+            zeros: self.zeros as f64 / count,
             percentiles: PERCENTS.map(|percent| Percentile { percent, value: self.percentile(percent) }).to_vec(),
         }
     }
 
     /// The value at the nearest rank, cut towards zero to the bits that the histogram keeps.
     fn percentile(&self, percent: f64) -> f32 {
-        let rank = (percent / 100.0 * (self.moments.0 - 1.0)).round() as u64;
+        let rank = (percent / 100.0 * (self.moments.count - 1.0)).round() as u64;
         let mut below = 0;
         let bin = self.histogram.iter().position(|&count| {
             below += count;
@@ -146,10 +150,22 @@ impl Sums {
     }
 }
 
-fn moments_of(pixels: &[f32]) -> (f64, f64, f64) {
-    let n = pixels.len() as f64;
-    let mean = pixels.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
-    (n, mean, pixels.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum())
+impl Moments {
+    fn of(pixels: &[f32]) -> Self {
+        let count = pixels.len() as f64;
+        let mean = pixels.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+        Self { count, mean, squares: pixels.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum() }
+    }
+
+    /// Both sets of values together (Chan, Golub & LeVeque 1979).
+    fn with(self, other: Self) -> Self {
+        let (count, delta) = (self.count + other.count, other.mean - self.mean);
+        Self {
+            count,
+            mean: self.mean + delta * other.count / count,
+            squares: self.squares + other.squares + delta * delta * self.count * other.count / count,
+        }
+    }
 }
 
 /// Bits of a value, in an order that is that of the values. -0 counts as 0.

@@ -39,7 +39,7 @@ pub struct Table {
 
 enum Array {
     Rows(Rows),
-    H5(H5Array),
+    H5(Box<H5Array>),
     /// A file of a single image.
     One(Image),
 }
@@ -92,7 +92,7 @@ impl File {
         Ok(match self {
             Self::Npz(file) => Array::Rows(file.rows(name)?),
             Self::Tensors(file) => Array::Rows(Rows::of_tensor(file.clone(), name)?),
-            Self::H5(file) => Array::H5(file.array(name)?),
+            Self::H5(file) => Array::H5(Box::new(file.array(name)?)),
         })
     }
 }
