@@ -12,6 +12,9 @@ use crate::data::transform::TransformConfig;
 use crate::error::{Error, Result};
 use crate::io::known;
 
+/// Most images of a set: what a few bytes of a hostile file may claim must not cost gigabytes of labels.
+pub(crate) const MAX_IMAGES: usize = 1 << 26;
+
 /// What to take out of a folder or file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -60,6 +63,9 @@ impl DataSet {
     /// [`Error::Input`] for a folder without images, a damaged file, or classes outside those asked for.
     pub fn open(path: impl AsRef<Path>, options: &SourceOptions) -> Result<Self> {
         let path = path.as_ref();
+        if !path.exists() {
+            return Err(Error::input(path, "no such file or folder"));
+        }
         if !path.is_dir() {
             if let Some(split) = &options.split {
                 return Err(Error::input(path, format!("found a file, expected a folder with the split {split:?}")));
@@ -109,8 +115,8 @@ impl DataSet {
         if labels.is_empty() {
             return Err(Error::input(path, "found no images"));
         }
-        if labels.len() > u32::MAX as usize {
-            return Err(Error::input(path, format!("found {} images, expected at most {}", labels.len(), u32::MAX)));
+        if labels.len() > MAX_IMAGES {
+            return Err(Error::input(path, format!("found {} images, expected at most {MAX_IMAGES}", labels.len())));
         }
         Ok(Self { path: path.to_path_buf(), classes, labels, source, transform: TransformConfig::default(), channels })
     }

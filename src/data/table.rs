@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::data::image::{self, Image, flat_side};
 use crate::data::labels;
-use crate::data::set::SourceOptions;
+use crate::data::set::{MAX_IMAGES, SourceOptions};
 use crate::error::{Error, Result};
 use crate::io::json::parse_strict;
 use crate::io::{AnyNpy, Checkpoint, H5Array, H5File, Npz, Rows, read_any_npy};
@@ -169,8 +169,8 @@ impl Table {
             return Err(refuse(format!("channels {channels:?}: the images have channels 0 to {}", stored[0] - 1)));
         }
         let n = array.shape()[0];
-        if n > u32::MAX as usize {
-            return Err(refuse(format!("found {n} images, expected at most {}", u32::MAX)));
+        if n > MAX_IMAGES {
+            return Err(refuse(format!("found {n} images, expected at most {MAX_IMAGES}")));
         }
         let values = match (&labels, layout) {
             (Some(column), _) => {

@@ -21,9 +21,9 @@ use crate::io::quoted;
 
 /// Number under which h5py's lzf filter is registered with the HDF Group.
 const LZF: u16 = 32000;
-/// Largest chunk, decoded, and largest part read at once, in bytes.
+/// Largest chunk, decoded, and largest part read at once, as stored and as f32, in bytes.
 const MAX_CHUNK: usize = 128 << 20;
-const MAX_READ: usize = 512 << 20;
+const MAX_READ: usize = 256 << 20;
 /// Largest object header, in bytes.
 const MAX_OBJECT_HEADER: usize = 1 << 20;
 /// Memory for decoded chunks.
@@ -116,7 +116,7 @@ impl H5Array {
     }
 
     /// Elements of `rows`, row-major, rounded to f32; non-finite ones are kept. Chunks that were never written read as
-    /// the fill value. [`Error::Input`] for a damaged chunk, an unknown filter, or more than 512 MiB at once.
+    /// the fill value. [`Error::Input`] for a damaged chunk, an unknown filter, or more than 256 MiB at once.
     pub fn read(&self, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut selections = vec![SliceInfoElem::Slice { start: rows.start as u64, end: rows.end as u64, step: 1 }];
         selections.resize(self.shape.len(), SliceInfoElem::Slice { start: 0, end: u64::MAX, step: 1 });
@@ -128,6 +128,14 @@ impl H5Array {
         }
         if rows.is_empty() {
             return Ok(Vec::new());
+        }
+        let row: usize = self.shape[1..].iter().product();
+        if rows.len().checked_mul(row).is_none_or(|n| n > MAX_READ / 4) {
+            let reason = format!(
+                "array {}, rows {rows:?} of {row} numbers: expected at most {MAX_READ} bytes",
+                quoted(&self.name)
+            );
+            return Err(Error::input(&self.path, reason));
         }
         guarded(|| self.values(&selection)).map_err(|reason| {
             Error::input(&self.path, format!("array {}, rows {rows:?}: {reason}", quoted(&self.name)))

@@ -62,7 +62,7 @@ fn folders_that_are_no_set_are_refused() {
     assert_refused(open(folder.path()), &["found no images", "train/CLASS/*.npy"]);
     std::fs::create_dir_all(folder.path().join("train/no")).unwrap();
     assert_refused(open(folder.path()), &["train", "found no images"]);
-    assert_refused(open(folder.path().join("none")), &["none"]);
+    assert_refused(open(folder.path().join("none")), &["none", "no such file or folder"]);
     write_image(folder.path().join("loose/1.npy"), 4, 0.0);
     assert_eq!(names(&open(folder.path().join("loose")).unwrap()), ["loose"]);
     write_image(folder.path().join("loose/no/1.npy"), 4, 0.0);
@@ -155,7 +155,7 @@ fn hdf5_that_does_not_fit_is_refused() {
         ("wrong_shapes.h5", &["labels: found shape [5], expected (6,)"]),
         ("bad_label.h5", &["bad_label.h5", "label of row 2: found 2, expected 0 to 1 (quark, gluon)"]),
         ("absurd_chunk.h5", &["chunks of [1, 16384, 16384, 3]"]),
-        ("absurd_count.h5", &["expected at most 4294967295"]),
+        ("absurd_count.h5", &["expected at most 67108864"]),
         ("text.h5", &["text.h5", "expected floats"]),
     ] {
         assert_refused(open(fixture(name)), parts);
