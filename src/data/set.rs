@@ -33,6 +33,17 @@ pub struct SourceOptions {
     pub channels_last: Option<bool>,
 }
 
+/// Every key of [`SourceOptions`].
+pub const SOURCE_KEYS: [&str; 6] = ["split", "images", "labels", "classes", "channels", "channels_last"];
+
+impl SourceOptions {
+    /// Options from a TOML table. The reason names an unknown key and the nearest known one, or the key whose value
+    /// does not fit.
+    pub fn from_table(table: &toml::Table) -> Result<Self, String> {
+        known::from_table(table, &SOURCE_KEYS)
+    }
+}
+
 /// Images with classes.
 pub struct DataSet {
     path: PathBuf,

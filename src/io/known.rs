@@ -1,5 +1,7 @@
 //! Names that a file may use: an unknown one is answered with the nearest known one.
 
+use serde::de::DeserializeOwned;
+
 use crate::io::quoted;
 
 /// The name of `known` that `name` is most likely a misspelling of: the least edits (insert, delete, replace, swap
@@ -18,6 +20,20 @@ pub fn unknown<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a s
             format!("unknown {what} {}, expected one of {}", quoted(name), all.join(", "))
         }
     }
+}
+
+/// Settings of type `T` from a TOML table whose keys may be `keys`, each of which `T` does without (`serde(default)`).
+/// The reason names an unknown key and the nearest known one, or the key whose value does not fit.
+pub fn from_table<T: DeserializeOwned>(table: &toml::Table, keys: &[&str]) -> Result<T, String> {
+    for (key, value) in table {
+        if !keys.contains(&key.as_str()) {
+            return Err(unknown("key", key, keys.iter().copied()));
+        }
+        // Alone first, so that a refusal names the key.
+        let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
+        alone.try_into::<T>().map_err(|e| format!("key {key:?}: {}", e.message()))?;
+    }
+    table.clone().try_into().map_err(|e: toml::de::Error| e.message().to_owned())
 }
 
 /// Optimal string alignment distance, with at most 64 characters of each looked at.

@@ -98,15 +98,7 @@ impl TransformConfig {
     /// Settings from a TOML table. The reason names an unknown key and the nearest known one, or the key whose value
     /// does not fit.
     pub fn from_table(table: &toml::Table) -> Result<Self, String> {
-        for (key, value) in table {
-            if !KEYS.contains(&key.as_str()) {
-                return Err(known::unknown("key", key, KEYS));
-            }
-            // Alone first, so that a refusal names the key.
-            let alone = toml::Table::from_iter([(key.clone(), value.clone())]);
-            alone.try_into::<Self>().map_err(|e| format!("key {key:?}: {}", e.message()))?;
-        }
-        let config: Self = table.clone().try_into().map_err(|e: toml::de::Error| e.message().to_owned())?;
+        let config: Self = known::from_table(table, &KEYS)?;
         config.validate()?;
         Ok(config)
     }

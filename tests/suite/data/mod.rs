@@ -1,5 +1,6 @@
 //! Data sets: what is read, transformed, batched, and refused.
 
+mod convert;
 mod images;
 mod loader;
 mod sets;

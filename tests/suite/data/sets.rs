@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use arclet::data::set::splits;
+use arclet::data::set::{SOURCE_KEYS, splits};
 use arclet::data::{DataSet, SourceOptions};
 use arclet::io::{FileDType, TensorBytes, write_npy_u32, write_safetensors};
 
@@ -177,4 +177,25 @@ fn many_files_open_quickly() {
         start.elapsed()
     });
     assert!(times.min().unwrap() < Duration::from_millis(200));
+}
+
+#[test]
+fn options_come_from_settings_too() {
+    let full = SourceOptions {
+        split: Some("val".into()),
+        images: Some("x".into()),
+        labels: Some("m0".into()),
+        classes: Some(vec!["a".into()]),
+        channels: Some(vec![2, 0]),
+        channels_last: Some(true),
+    };
+    let table = toml::Table::try_from(&full).unwrap();
+    assert!(table.len() == SOURCE_KEYS.len() && SOURCE_KEYS.iter().all(|k| table.contains_key(*k)));
+    assert_eq!(SourceOptions::from_table(&table).unwrap(), full);
+    for (toml, reason) in
+        [("chanels = [1]", "unknown key \"chanels\", did you mean \"channels\"?"), ("split = 3", "key \"split\"")]
+    {
+        let error = SourceOptions::from_table(&toml.parse().unwrap()).unwrap_err();
+        assert!(error.contains(reason), "{toml}: {error}");
+    }
 }
