@@ -1,7 +1,6 @@
 //! Conversions that are stopped and gone on with.
 
 use arclet::data::convert::{Converted, Target, convert};
-use arclet::io::write_npy_f32;
 
 use super::{assert_refused, open, write_image};
 
@@ -9,10 +8,7 @@ use super::{assert_refused, open, write_image};
 fn an_interrupted_conversion_keeps_what_is_done() {
     let folder = tempfile::tempdir().unwrap();
     let (source, out) = (folder.path().join("set"), folder.path().join("out"));
-    std::fs::create_dir_all(source.join("no")).unwrap();
-    (0..70u8).for_each(|i| {
-        write_npy_f32(source.join(format!("no/{i}.npy")), &[4, 4], &[i.into(); 16]).unwrap();
-    });
+    (0..70u8).for_each(|i| write_image(source.join(format!("no/{i}.npy")), 4, i.into()));
     let set = open(&source).unwrap();
     for target in [Target::Folder(out.clone()), Target::Npy(out.with_extension("npy"))] {
         let stopped = convert(&set, &target, false, &mut |done| done == 0).unwrap_err();

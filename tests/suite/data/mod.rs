@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use arclet::data::{DataSet, SourceOptions};
 use arclet::error::Result;
-use arclet::io::write_npy_f32;
 
 /// A file of `tests/data/data_sets`.
 fn fixture(name: &str) -> PathBuf {
@@ -23,10 +22,14 @@ fn lens(i: usize, side: usize) -> Vec<f32> {
     (0..side).flat_map(|y| (0..side).map(move |x| ((i * 31 + y * 7 + x * 3) % 64) as f32 / 64.0)).collect()
 }
 
-/// Writes `path` and the folders above it: an image of `side` pixels that all hold `value`.
+/// Writes `path` and the folders above it: an image of `side` pixels that all hold `value`. Not synced to the disk as
+/// the program's own files are: the tests write many.
 fn write_image(path: impl AsRef<Path>, side: usize, value: f32) {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({side}, {side}), }}\n");
+    let length = (header.len() as u16).to_le_bytes();
+    let pixels = value.to_le_bytes().repeat(side * side);
     std::fs::create_dir_all(path.as_ref().parent().expect("a folder")).expect("folders");
-    write_npy_f32(path, &[side, side], &vec![value; side * side]).expect("an image");
+    std::fs::write(path, [b"\x93NUMPY\x01\0", &length[..], header.as_bytes(), &pixels].concat()).expect("an image");
 }
 
 fn open(path: impl AsRef<Path>) -> Result<DataSet> {
