@@ -52,10 +52,10 @@ enum Verb {
     Convert(convert::ConvertArgs),
     #[command(after_help = merge::EXAMPLES)]
     Merge(merge::MergeArgs),
-    #[command(after_help = bench::EXAMPLES)]
-    Bench(bench::BenchArgs),
     #[command(after_help = data::EXAMPLES)]
     Data(data::DataArgs),
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(bench::BenchArgs),
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
     #[command(after_help = completions::EXAMPLES)]
@@ -91,8 +91,8 @@ impl Verb {
             Self::Inspect(args) => inspect::run(&args),
             Self::Convert(args) => convert::run(&args),
             Self::Merge(args) => merge::run(&args),
+            Self::Data(args) => data::run(args),
             Self::Bench(args) => bench::run(&args),
-            Self::Data(args) => data::run(&args),
             Self::Doctor(args) => doctor::run(&args),
             Self::Completions(args) => completions::run(&args),
         }

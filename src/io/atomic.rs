@@ -143,7 +143,7 @@ fn reserve(target: &Path) -> io::Result<(PathBuf, File)> {
 }
 
 /// Renames and makes the new name durable.
-fn publish(temporary: &Path, target: &Path) -> io::Result<()> {
+pub(crate) fn publish(temporary: &Path, target: &Path) -> io::Result<()> {
     fs::rename(temporary, target)?;
     sync_folder(folder_of(target))
 }

@@ -65,7 +65,7 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
 }
 
 /// Opens a file after making sure that it is one: opening a pipe would wait for ever.
-fn open_regular(path: &Path) -> Result<File> {
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
     let kind = std::fs::metadata(path).map_err(|e| Error::input(path, format!("cannot be opened: {e}")))?;
     if !kind.is_file() {
         let found = if kind.is_dir() { "a folder" } else { "a device or pipe" };

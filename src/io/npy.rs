@@ -106,6 +106,11 @@ impl NpyData {
         with_elements!(self, values => values.iter().map(|v| v.as_f32()).collect())
     }
 
+    /// The elements of `range`, which must exist, rounded to f32.
+    pub(crate) fn slice_f32(&self, range: std::ops::Range<usize>) -> Vec<f32> {
+        with_elements!(self, values => values[range].iter().map(|v| v.as_f32()).collect())
+    }
+
     /// Elements rounded to f64; false and true become 0 and 1.
     pub fn to_f64(&self) -> Vec<f64> {
         with_elements!(self, values => values.iter().map(|v| v.as_f64()).collect())

@@ -121,10 +121,15 @@ impl NpyHeader {
 
 /// Header of a little-endian f32 file of `shape`, at least `min_len` bytes long, as NumPy aligns it: 64 bytes.
 pub(crate) fn encode_f32(shape: &[usize], min_len: usize) -> Vec<u8> {
+    encode("<f4", shape, min_len)
+}
+
+/// Header of a file of elements of type `descr`, as NumPy names it.
+pub(crate) fn encode(descr: &str, shape: &[usize], min_len: usize) -> Vec<u8> {
     let extents: String = shape.iter().map(|extent| format!("{extent}, ")).collect();
     // A tuple of one is written `(3,)`, longer ones without the last comma, as NumPy does.
     let extents = if shape.len() == 1 { extents.trim_end() } else { extents.trim_end_matches(", ") };
-    let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({extents}), }}");
+    let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({extents}), }}");
     let total = (MAGIC.len() + 4 + text.len() + 1).max(min_len).next_multiple_of(64);
     let mut out = Vec::with_capacity(total);
     out.extend_from_slice(MAGIC);

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::io::atomic::AtomicFile;
-use crate::io::npy_header::{MAX_RANK, encode_f32};
+use crate::io::atomic::{AtomicFile, write_atomic};
+use crate::io::npy_header::{MAX_RANK, encode, encode_f32};
 
 /// Writes row-major `values` of `shape` to `path`, whole or not at all. [`Error::Runtime`] if their number does not
 /// match the shape.
@@ -12,6 +12,13 @@ pub fn write_npy_f32(path: impl AsRef<Path>, shape: &[usize], values: &[f32]) ->
     let mut writer = NpyWriter::create(path, shape)?;
     writer.push(values)?;
     writer.finish()
+}
+
+/// Writes a column of labels to `path`, whole or not at all.
+pub fn write_npy_u32(path: impl AsRef<Path>, values: &[u32]) -> Result<()> {
+    let mut bytes = encode("<u4", &[values.len()], 0);
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    write_atomic(path, &bytes)
 }
 
 /// A `.npy` file that grows row by row and appears under its name when finished. Dropped before that, it leaves

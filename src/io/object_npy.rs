@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::io::mapped::map_file;
-use crate::io::npy::{Npy, NpyData, decode, with_c_order};
+use crate::io::npy::{Npy, NpyData, decode, parse_npy, with_c_order};
 use crate::io::npy_header::{MAX_RANK, NpyHeader, NpyType};
 use crate::io::pickle::{ArrayState, Id, MAX_VALUES, Node, Pickle, text_of};
 use crate::io::quoted;
@@ -64,6 +64,29 @@ pub fn parse_object_npy(bytes: &[u8]) -> Result<ObjectArray, String> {
             Err(format!("shape: the header says {:?}, the pickle {:?}", header.shape, array.shape))
         }
         _ => Err("pickle: expected an array of objects".into()),
+    }
+}
+
+/// What a `.npy` file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AnyNpy {
+    /// An array of numbers.
+    Numbers(Npy),
+    /// An array of Python objects.
+    Objects(ObjectArray),
+}
+
+/// Reads a `.npy` file of either kind. [`Error::Input`] as for [`crate::io::read_npy`] and [`read_object_npy`].
+pub fn read_any_npy(path: impl AsRef<Path>) -> Result<AnyNpy> {
+    let path = path.as_ref();
+    parse_any_npy(&map_file(path)?).map_err(|reason| Error::input(path, reason))
+}
+
+/// Parses the content of a `.npy` file of either kind; the error lacks the file's name.
+pub fn parse_any_npy(bytes: &[u8]) -> Result<AnyNpy, String> {
+    match NpyHeader::parse(bytes)?.ty {
+        NpyType::Object => parse_object_npy(bytes).map(AnyNpy::Objects),
+        _ => parse_npy(bytes).map(AnyNpy::Numbers),
     }
 }
 

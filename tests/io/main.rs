@@ -4,10 +4,15 @@
 mod atomic;
 mod checkpoint;
 mod h5;
+mod h5_read;
 mod header;
+mod lzf;
 mod npy;
+mod npy_part;
+mod npz;
 mod object_npy;
 mod preview;
+mod watch;
 
 use std::fmt::Debug;
 

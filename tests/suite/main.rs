@@ -1,8 +1,9 @@
-//! Operations, models, the command line and the rules of the house in one binary, so that a folder with it, `arclet` and
+//! Operations, models, data sets, the command line and the rules of the house in one binary, so that a folder with it, `arclet` and
 //! `tests/data` tests a machine that has a GPU and no Rust. (`tests/io` and `tests/tools.rs` need no GPU and stay behind.)
 
 mod cli;
 mod common;
+mod data;
 mod device;
 mod engines;
 mod goldens;

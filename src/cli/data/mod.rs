@@ -1,6 +1,10 @@
-//! `arclet data`: sets of images to train on.
+//! `arclet data`: what to do with sets of images, one file per subcommand.
 
+mod args;
+mod check;
+mod convert;
 mod simulate;
+mod stats;
 
 use arclet::error::Result;
 use clap::{Args, Subcommand};
@@ -9,27 +13,36 @@ use clap::{Args, Subcommand};
 pub const EXAMPLES: &str = "\
 Examples:
   arclet data simulate --n 300 --out lenses
-  arclet data simulate --n 1000 --classes vort --seed 2 --out vortices";
+  arclet data check lenses/";
 
-/// Makes sets of images to train on.
+/// Simulates, checks, describes and converts sets of images.
 #[derive(Args, Debug)]
 pub struct DataArgs {
     #[command(subcommand)]
-    what: What,
+    verb: DataVerb,
 }
 
 #[derive(Subcommand, Debug)]
-enum What {
+enum DataVerb {
+    #[command(after_help = check::EXAMPLES)]
+    Check(check::CheckArgs),
     #[command(after_help = simulate::EXAMPLES)]
     Simulate(simulate::SimulateArgs),
+    #[command(after_help = stats::EXAMPLES)]
+    Stats(stats::StatsArgs),
+    #[command(after_help = convert::EXAMPLES)]
+    Convert(convert::ConvertArgs),
 }
 
-/// Does what was asked for.
+/// Does what the subcommand says.
 ///
 /// # Errors
 /// Those of the subcommand.
-pub fn run(args: &DataArgs) -> Result<()> {
-    match &args.what {
-        What::Simulate(args) => simulate::run(args),
+pub fn run(args: DataArgs) -> Result<()> {
+    match args.verb {
+        DataVerb::Check(args) => check::run(&args),
+        DataVerb::Simulate(args) => simulate::run(&args),
+        DataVerb::Stats(args) => stats::run(&args),
+        DataVerb::Convert(args) => convert::run(&args),
     }
 }

@@ -1,6 +1,7 @@
 //! The command line as a user meets it: the real binary in an empty folder.
 
 mod bench;
+mod data;
 mod embedded;
 mod gpu;
 mod refusals;

@@ -151,12 +151,14 @@ fn bench_compares_with_the_products_alone() {
     assert!(words.contains("x the time of the matrix products alone"), "{words}");
 }
 
+const DATA_VERBS: [&str; 4] = ["data simulate", "data check", "data stats", "data convert"];
+
 #[test]
 fn every_help_ends_with_two_examples() {
     let desk = Desk::new();
     let help = desk.ok("--help").stdout;
-    let verbs = ["sample", "inspect", "convert", "merge", "bench", "data", "data simulate", "doctor", "completions"];
-    for verb in [""].into_iter().chain(verbs) {
+    let verbs = ["sample", "inspect", "convert", "merge", "data", "bench", "doctor", "completions"];
+    for verb in [""].into_iter().chain(verbs).chain(DATA_VERBS) {
         let help = desk.ok(&format!("{verb} --help")).stdout;
         let examples: Vec<&str> = help.lines().skip_while(|l| *l != "Examples:").skip(1).collect();
         assert!(examples.len() == 2 && examples.iter().all(|l| l.starts_with("  arclet ")), "{verb}: {help}");
@@ -170,8 +172,8 @@ fn every_help_ends_with_two_examples() {
 #[test]
 fn examples_parse() {
     let desk = Desk::new();
-    for verb in ["", "sample", "inspect", "convert", "merge", "bench", "data", "data simulate", "doctor", "completions"]
-    {
+    let verbs = ["", "sample", "inspect", "convert", "merge", "data", "bench", "doctor", "completions"];
+    for verb in verbs.into_iter().chain(DATA_VERBS) {
         let help = desk.ok(&format!("{verb} --help")).stdout;
         for example in help.lines().skip_while(|l| *l != "Examples:").skip(1) {
             let arguments = example.trim().trim_start_matches("arclet ").split(" > ").next().unwrap();
