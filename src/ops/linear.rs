@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-pub(super) use cpu::silu;
+pub(super) use cpu::{gelu, gelu_tanh, silu};
 pub(super) use gpu::LAYOUT;
 
 /// Columns that one entry of the row statistics covers.

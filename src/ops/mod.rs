@@ -4,10 +4,13 @@
 //! in f32, computed in f32, and rounded to their type after each operation. Image b of a batch gets the same bits
 //! whatever the batch: products are computed image by image, and every reduction has one fixed order.
 
+pub mod activation;
 pub mod attention;
+pub mod backward;
 pub mod embed;
 pub mod layernorm;
 pub mod linear;
+pub mod loss;
 pub mod noise;
 pub mod patch;
 mod reduce;
@@ -35,7 +38,7 @@ macro_rules! spec {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($field: $kind),* }
+        pub(in crate::ops) struct $name { $($field: $kind),* }
 
         impl $name {
             pub(super) const LAYOUT: crate::ops::SpecLayout = crate::ops::SpecLayout {
@@ -51,6 +54,8 @@ pub(crate) use spec;
 /// Layouts of all spec structs.
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
+    all.extend([activation::LAYOUT, loss::LAYOUT]);
+    all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
     all

@@ -110,6 +110,7 @@ fn unsafe_code_stays_at_the_edges() {
         "src/device/cuda.rs",
         "src/device/launch.rs",
         "src/io/mapped.rs",
+        "src/ops/backward/product.rs",
         "src/ops/linear/cpu.rs",
         "src/ops/simd.rs",
         "src/rng.rs",

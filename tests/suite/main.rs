@@ -6,6 +6,7 @@ mod common;
 mod device;
 mod engines;
 mod goldens;
+mod grads;
 mod house;
 mod import;
 mod ops;
