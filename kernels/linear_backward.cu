@@ -6,7 +6,9 @@
 // A block computes 64 x 64 of the result. f16, bf16: tensor cores (mma.m16n8k16), four warps of 32 x 32; f32: FMA, 8 x 4
 // sums per thread. One block does all of the depth in order, so the bits depend on nothing but the operands.
 //
-// PRECOND: grid (ceil(cols/64), ceil(rows/64)), grid.y <= 65535, block 128. Any sizes >= 1 and any pointer alignment.
+// PRECOND: grid (ceil(cols/64), ceil(rows/64)), grid.y <= 65535, block 128. Any sizes >= 1 and any pointer alignment: operands
+//          whose rows are whole 16-byte blocks are copied as such, others by element.
+#include "async.cuh"
 #include "mma.cuh"
 
 struct LinearBackwardSpec {
@@ -19,14 +21,22 @@ namespace {
 constexpr int TILE = 64, DEPTH = 32, THREADS = 128;
 
 // to[LINES, PER_LINE + PAD] = from[line0.., at0..), zero past `lines` and past `per_line`. from: [lines, per_line].
+// `whole`: per_line and from are multiples of 16 bytes; the copy is asynchronous.
 template <int LINES, int PER_LINE, int PAD, class T>
-__device__ __forceinline__ void load_tile(T* to, const T* __restrict__ from, int line0, int lines, int at0, int per_line) {
-#pragma unroll 4
-  for (int i = threadIdx.x; i < LINES * PER_LINE; i += THREADS) {
-    const int line = i / PER_LINE, at = i % PER_LINE;
-    const bool in = line0 + line < lines && at0 + at < per_line;
-    to[line * (PER_LINE + PAD) + at] =
-        in ? from[static_cast<size_t>(line0 + line) * per_line + at0 + at] : dev::from_f32<T>(0.f);
+__device__ __forceinline__ void load_tile(T* to, const T* __restrict__ from, int line0, int lines, int at0, int per_line, bool whole) {
+  constexpr int V = dev::VEC<T>, CHUNKS = PER_LINE / V;
+#pragma unroll
+  for (int i = 0; i < LINES * CHUNKS / THREADS; ++i) {
+    const int c = threadIdx.x + i * THREADS, line = c / CHUNKS, at = c % CHUNKS * V;
+    const T* src = from + static_cast<size_t>(line0 + line) * per_line + at0 + at;
+    T* dst = to + line * (PER_LINE + PAD) + at;
+    if (whole) {
+      const bool in = line0 + line < lines && at0 + at < per_line;
+      dev::cp_async16(dst, in ? src : from, in ? 16 : 0);
+    } else {
+#pragma unroll
+      for (int e = 0; e < V; ++e) dst[e] = line0 + line < lines && at0 + at + e < per_line ? src[e] : dev::from_f32<T>(0.f);
+    }
   }
 }
 
@@ -107,19 +117,26 @@ __device__ __forceinline__ void product(const T* __restrict__ a, const T* __rest
   dev::grid_begin();
   constexpr int PAD = Sums<T>::PAD;
   constexpr int A = TRANSPOSED ? DEPTH * (TILE + PAD) : TILE * (DEPTH + PAD);
-  __shared__ __align__(16) T as[A];
-  __shared__ __align__(16) T bs[DEPTH * (TILE + PAD)];
-  const int row0 = blockIdx.y * TILE, col0 = blockIdx.x * TILE;
-  Sums<T> sums;
-  for (int k = 0; k < s.depth; k += DEPTH) {
-    if (k) __syncthreads();  // the tiles before have been read
+  __shared__ __align__(16) T as[2][A];
+  __shared__ __align__(16) T bs[2][DEPTH * (TILE + PAD)];
+  const int row0 = blockIdx.y * TILE, col0 = blockIdx.x * TILE, tiles = (s.depth + DEPTH - 1) / DEPTH;
+  const bool whole_a = (TRANSPOSED ? s.rows : s.depth) % dev::VEC<T> == 0 && dev::aligned16(a);
+  const bool whole_b = s.cols % dev::VEC<T> == 0 && dev::aligned16(b);
+  auto load = [&](int t) {
     if (TRANSPOSED)
-      load_tile<DEPTH, TILE, PAD>(as, a, k, s.depth, row0, s.rows);
+      load_tile<DEPTH, TILE, PAD>(as[t % 2], a, t * DEPTH, s.depth, row0, s.rows, whole_a);
     else
-      load_tile<TILE, DEPTH, PAD>(as, a, row0, s.rows, k, s.depth);
-    load_tile<DEPTH, TILE, PAD>(bs, b, k, s.depth, col0, s.cols);
-    __syncthreads();  // these tiles are in for all
-    sums.template multiply<TRANSPOSED>(as, bs);
+      load_tile<TILE, DEPTH, PAD>(as[t % 2], a, row0, s.rows, t * DEPTH, s.depth, whole_a);
+    load_tile<DEPTH, TILE, PAD>(bs[t % 2], b, t * DEPTH, s.depth, col0, s.cols, whole_b);
+    dev::cp_async_commit();
+  };
+  Sums<T> sums;
+  load(0);
+  for (int t = 0; t < tiles; ++t) {
+    dev::cp_async_wait<0>();
+    __syncthreads();  // tiles t are in for all; all have read tiles t - 1, whose place the next take
+    if (t + 1 < tiles) load(t + 1);
+    sums.template multiply<TRANSPOSED>(as[t % 2], bs[t % 2]);
   }
   sums.each([&](int r, int c, float sum) {
     if (row0 + r < s.rows && col0 + c < s.cols) store(static_cast<size_t>(row0 + r) * s.cols + col0 + c, sum);

@@ -38,7 +38,7 @@ macro_rules! spec {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        pub(in crate::ops) struct $name { $($field: $kind),* }
+        pub(in crate::ops) struct $name { $(pub(in crate::ops) $field: $kind),* }
 
         impl $name {
             pub(super) const LAYOUT: crate::ops::SpecLayout = crate::ops::SpecLayout {
