@@ -263,19 +263,19 @@ __device__ __forceinline__ void copy_tile(T* tile, const T* __restrict__ src, in
   }
 }
 
-// dots[16, 64] = a[16, P] . b[64, P]^T
-template <class T, int P> __device__ __forceinline__ void multiply_rows(float (&dots)[8][4], const T* a, const T* b) {
+// dots[16, 8 J] = a[16, P] . b[8 J, P]^T
+template <class T, int P, int J> __device__ __forceinline__ void multiply_rows(float (&dots)[J][4], const T* a, const T* b) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int j = 0; j < 8; ++j)
+  for (int j = 0; j < J; ++j)
 #pragma unroll
     for (int e = 0; e < 4; ++e) dots[j][e] = 0.f;
-#pragma unroll
+#pragma unroll 2  // more are too many registers
   for (int c = 0; c < P / 16; ++c) {
     uint32_t fa[4];
     dev::ldmatrix_x4(fa, a + lane % 16 * (P + 8) + c * 16 + lane / 16 * 8);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J / 2; ++j) {
       uint32_t fb[4];
       dev::ldmatrix_x4(fb, b + (j * 16 + lane % 8 + lane / 16 * 8) * (P + 8) + c * 16 + lane / 8 % 2 * 8);
       dev::mma<T>(dots[2 * j], fa, fb[0], fb[1]);
@@ -284,12 +284,12 @@ template <class T, int P> __device__ __forceinline__ void multiply_rows(float (&
   }
 }
 
-// acc[16, P] += weights[16, 64] . b[64, P]; the fragments of the weights are the A operand as they stand.
-template <class T, int P>
-__device__ __forceinline__ void add_weighted(float (&acc)[P / 8][4], const float (&weights)[8][4], const T* b) {
+// acc[16, P] += weights[16, 8 J] . b[8 J, P]; the fragments of the weights are the A operand as they stand.
+template <class T, int P, int J>
+__device__ __forceinline__ void add_weighted(float (&acc)[P / 8][4], const float (&weights)[J][4], const T* b) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
-  for (int c = 0; c < 4; ++c) {
+  for (int c = 0; c < J / 2; ++c) {
     const uint32_t a[4] = {dev::pack2<T>(weights[2 * c][0], weights[2 * c][1]), dev::pack2<T>(weights[2 * c][2], weights[2 * c][3]),
                            dev::pack2<T>(weights[2 * c + 1][0], weights[2 * c + 1][1]),
                            dev::pack2<T>(weights[2 * c + 1][2], weights[2 * c + 1][3])};
@@ -387,21 +387,25 @@ __device__ __forceinline__ void dkv_tiles(const T* __restrict__ qkv, const T* __
     }
     dev::cp_async_wait<0>();
     __syncthreads();  // these are in for all
-    float p[8][4], ds[8][4];
-    multiply_rows<T, P>(p, smem + own, queries);
+    constexpr int J = P > 96 ? 4 : 8;  // queries at a time, by eights: all 64 are too many registers for long heads
+#pragma unroll 1
+    for (int at_query = 0; at_query < TILE; at_query += 8 * J) {
+      const T *some = queries + at_query * (P + 8), *some_slopes = slopes + at_query * (P + 8);
+      const int query = at_query + lane % 4 * 2;
+      float p[J][4], ds[J][4];
+      multiply_rows<T, P>(p, smem + own, some);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
+      for (int j = 0; j < J; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[j][e] = dev::exp2_approx(fmaf(p[j][e], scale_log2, -tile_lse[j * 8 + lane % 4 * 2 + e % 2]));
-    add_weighted<T, P>(dv, p, slopes);
-    multiply_rows<T, P>(ds, smem + SIDE + own, slopes);
+        for (int e = 0; e < 4; ++e) p[j][e] = dev::exp2_approx(fmaf(p[j][e], scale_log2, -tile_lse[query + j * 8 + e % 2]));
+      add_weighted<T, P>(dv, p, some_slopes);
+      multiply_rows<T, P>(ds, smem + SIDE + own, some_slopes);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
+      for (int j = 0; j < J; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        ds[j][e] = p[j][e] * (ds[j][e] - tile_delta[j * 8 + lane % 4 * 2 + e % 2]) * s.scale;
-    add_weighted<T, P>(dk, ds, queries);
+        for (int e = 0; e < 4; ++e) ds[j][e] = p[j][e] * (ds[j][e] - tile_delta[query + j * 8 + e % 2]) * s.scale;
+      add_weighted<T, P>(dk, ds, some);
+    }
   }
   store_rows<T, P>(dqkv + at.qkv + at.dim, dk, k0 + warp * 16, s.tokens, at.stride, s.head_dim);
   store_rows<T, P>(dqkv + at.qkv + 2 * at.dim, dv, k0 + warp * 16, s.tokens, at.stride, s.head_dim);
@@ -409,7 +413,7 @@ __device__ __forceinline__ void dkv_tiles(const T* __restrict__ qkv, const T* __
 
 }  // namespace
 
-KERNEL(__launch_bounds__(128) attention_lse_fwd_f32)(const float* qkv, float* o, float* lse, AttentionBackwardSpec s) {
+KERNEL(__launch_bounds__(128, 2) attention_lse_fwd_f32)(const float* qkv, float* o, float* lse, AttentionBackwardSpec s) {
   forward(qkv, o, lse, s);
 }
 KERNEL_EXPORT(attention_lse_fwd_f32)
@@ -431,12 +435,12 @@ KERNEL_EXPORT(attention_dkv_bwd_f32)
   KERNEL_EXPORT(attention_delta_bwd_##dtype)
 
 #define ATTENTION_BACKWARD_EXPORT(T, dtype, P)                                                                                  \
-  KERNEL(__launch_bounds__(128) attention_dq_bwd_##dtype##_hd##P)                                                                \
+  KERNEL(__launch_bounds__(128, 2) attention_dq_bwd_##dtype##_hd##P)                                                             \
   (const T* qkv, const T* d, const float* lse, const float* delta, T* dqkv, AttentionBackwardSpec s) {                           \
     dq_tiles<T, P>(qkv, d, lse, delta, dqkv, s);                                                                                 \
   }                                                                                                                              \
   KERNEL_EXPORT(attention_dq_bwd_##dtype##_hd##P)                                                                                \
-  KERNEL(__launch_bounds__(128) attention_dkv_bwd_##dtype##_hd##P)                                                               \
+  KERNEL(__launch_bounds__(128, 2) attention_dkv_bwd_##dtype##_hd##P)                                                            \
   (const T* qkv, const T* d, const float* lse, const float* delta, T* dqkv, AttentionBackwardSpec s) {                           \
     dkv_tiles<T, P>(qkv, d, lse, delta, dqkv, s);                                                                                \
   }                                                                                                                              \

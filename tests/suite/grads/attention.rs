@@ -8,7 +8,8 @@ use arclet::tensor::{DType, Tensor};
 use super::check::{Case, Differentiable, Input, Random, Role, f32_on_cpu, on_cpu, on_gpu, same_bits_on_any_threads};
 use crate::common::cpu;
 
-fn attention_case([images, heads, head_dim, tokens]: [usize; 4], spread: f64, seed: u64) -> impl Differentiable {
+/// qkv [images, tokens, 3 D], numbers up to `spread`.
+pub fn attention_case([images, heads, head_dim, tokens]: [usize; 4], spread: f64, seed: u64) -> impl Differentiable {
     let d = heads * head_dim;
     let mut qkv = Input::new("qkv", Role::Activation, &[images, tokens, 3 * d], &mut Random::new(seed));
     qkv.values.iter_mut().for_each(|v| *v = f64::from((*v * spread) as f32));

@@ -80,6 +80,7 @@ pub struct Case<F, B> {
 pub trait Differentiable: Sync {
     fn name(&self) -> &str;
     fn inputs(&self) -> &[Input];
+    fn inputs_mut(&mut self) -> &mut [Input];
     fn forward(&self, device: &Device, dtype: DType, inputs: &[Tensor]) -> Tensor;
     fn backward(&self, device: &Device, dtype: DType, inputs: &[Tensor], dy: &Tensor, grads: &mut [Tensor]);
 }
@@ -94,6 +95,9 @@ where
     }
     fn inputs(&self) -> &[Input] {
         &self.inputs
+    }
+    fn inputs_mut(&mut self) -> &mut [Input] {
+        &mut self.inputs
     }
     fn forward(&self, device: &Device, dtype: DType, inputs: &[Tensor]) -> Tensor {
         (self.forward)(device, dtype, inputs)
@@ -248,4 +252,25 @@ pub fn same_bits_on_any_threads(case: &dyn Differentiable) {
         gradients(case, &device, DType::F32, &dy, 1).concat()
     };
     assert!(on(1) == on(3), "{}: the bits depend on threads", case.name());
+}
+
+/// Gradients of the activations of the first image have the same bits alone and in front of others. `case` of one and of
+/// several images; all activations begin with a dimension of images.
+pub fn same_bits_in_any_batch(alone: &mut dyn Differentiable, batch: &dyn Differentiable) {
+    let exact = cpu();
+    let dy = slope_of(batch, &exact);
+    for (mine, all) in alone.inputs_mut().iter_mut().zip(batch.inputs()) {
+        let len = mine.values.len();
+        mine.values.copy_from_slice(&all.values[..len]);
+    }
+    let alone = &*alone;
+    let dy_alone = &dy[..forward(alone, &exact, DType::F64, &given(alone)).len()];
+    for device in [exact, cuda()] {
+        let want = gradients(alone, &device, DType::F32, dy_alone, 1);
+        let got = gradients(batch, &device, DType::F32, &dy, 1);
+        for (input, (want, got)) in alone.inputs().iter().zip(want.iter().zip(&got)) {
+            let same = input.role == Role::Parameter || got[..want.len()] == want[..];
+            assert!(same, "{} on {}: {} depends on the batch", batch.name(), device.name(), input.name);
+        }
+    }
 }

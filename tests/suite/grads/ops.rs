@@ -14,7 +14,11 @@ use arclet::ops::patch::{patchify, unpatchify};
 use arclet::ops::{Columns, backward};
 use arclet::tensor::{DType, Tensor};
 
-use super::check::{Case, Differentiable, Input, Random, Role, f32_on_cpu, on_cpu, on_gpu, same_bits_on_any_threads};
+use super::attention::attention_case;
+use super::check::{
+    Case, Differentiable, Input, Random, Role, f32_on_cpu, on_cpu, on_gpu, same_bits_in_any_batch,
+    same_bits_on_any_threads,
+};
 use crate::common::cpu;
 use Role::{Activation as Act, Image, Parameter as Par};
 
@@ -391,4 +395,17 @@ fn a_scratch_that_is_too_small_is_refused() {
     let none = backward::layernorm::AffineBackward::None;
     let error = layernorm_backward(&device, &x, none, EPS, &dy, None, &mut dx, &mut t(&[8])).unwrap_err().to_string();
     assert!(error.contains("28 of f32 expected"), "{error}");
+}
+
+#[test]
+fn gradients_of_an_image_do_not_depend_on_the_batch() {
+    // Above and below the rows from which the CPU leaves products to `gemm`, and more images than threads.
+    for rows in [3, 17] {
+        same_bits_in_any_batch(&mut linear_case([1, rows, 40, 24], 1), &linear_case([4, rows, 40, 24], 2));
+    }
+    let act = Activation::Gelu;
+    same_bits_in_any_batch(&mut activation_case([1, 5, 24], act, true, 1), &activation_case([4, 5, 24], act, true, 2));
+    let kind = "modulated";
+    same_bits_in_any_batch(&mut layernorm_case([1, 5, 24], kind, 1), &layernorm_case([4, 5, 24], kind, 2));
+    same_bits_in_any_batch(&mut attention_case([1, 2, 32, 40], 1.5, 1), &attention_case([4, 2, 32, 40], 1.5, 2));
 }

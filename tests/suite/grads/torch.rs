@@ -1,13 +1,14 @@
-//! A training step of the flow ViT and of NanoDiT out of the operations, on the CPU: loss and every gradient against
+//! A training step of the flow ViT and of NanoDiT out of operations and blocks: loss and every gradient against
 //! PyTorch in f64 (`tests/data/goldens/c_training`).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use arclet::device::Device;
+use arclet::nn::block::BlockConfig;
+use arclet::nn::training::{BlockParams, BlockSaved, BlockScratch, Modulation};
 use arclet::ops::Columns;
 use arclet::ops::activation::{activate, activate_backward};
-use arclet::ops::backward::attention::{attention_backward, attention_with_lse};
 use arclet::ops::backward::embed::{label_add, label_add_backward};
 use arclet::ops::backward::layernorm::{AffineBackward, layernorm_backward, scratch_len};
 use arclet::ops::backward::linear::linear_backward;
@@ -21,6 +22,7 @@ use arclet::ops::patch::{patchify, unpatchify};
 use arclet::tensor::{DType, Tensor};
 
 use crate::common::{Golden, cpu, relative_error};
+use crate::engines::cuda;
 
 const HEADS: usize = 2;
 const EPS: f64 = 1e-6;
@@ -33,28 +35,17 @@ struct Model {
     grads: RefCell<BTreeMap<String, Tensor>>,
 }
 
-/// What a block's backward reads.
-struct Saved {
+/// A block on its way: what it read, and what its backward reads and leaves.
+struct Step {
     x: Tensor,
-    h1: Tensor,
-    qkv: Tensor,
-    att: Tensor,
-    lse: Tensor,
-    proj: Tensor,
-    x1: Tensor,
-    h2: Tensor,
-    fc1: Tensor,
-    hidden: Tensor,
-    fc2: Tensor,
+    params: BlockParams,
+    grads: BlockParams,
+    saved: BlockSaved,
 }
 
-/// Shift, factor and gate of the attention, then of the MLP, [B, D] each.
-type Parts = [Tensor; 6];
-
 impl Model {
-    fn new(folder: &str, dtype: DType) -> Self {
+    fn new(folder: &str, device: Device, dtype: DType) -> Self {
         let golden = Golden::open(&format!("{folder}/weights.safetensors"));
-        let device = cpu();
         let weights = golden.names().into_iter().map(|name| {
             let shape = golden.shape(&name);
             let rows = shape[0];
@@ -77,6 +68,10 @@ impl Model {
 
     fn tensor(&self, shape: &[usize], values: &[f64]) -> Tensor {
         Tensor::from_f64(&self.device, self.dtype, shape, values).unwrap()
+    }
+
+    fn copy(&self, t: &Tensor) -> Tensor {
+        self.tensor(t.shape(), &self.host(t))
     }
 
     fn host(&self, t: &Tensor) -> Vec<f64> {
@@ -144,80 +139,59 @@ impl Model {
         (da, dgate)
     }
 
-    fn norm(&self, name: &str, x: &Tensor, parts: Option<[&Tensor; 2]>) -> Tensor {
+    fn norm(&self, x: &Tensor, [shift, scale]: [&Tensor; 2]) -> Tensor {
         let mut y = self.like(x);
-        let affine = match parts {
-            Some([shift, scale]) => {
-                Affine::Modulated { shift: Columns::PerImage(shift), scale: Columns::PerImage(scale), select: None }
-            }
-            None => Affine::Learned(self.weight(&format!("{name}.weight")), self.weight(&format!("{name}.bias"))),
-        };
-        layernorm(&self.device, x, affine, EPS, &mut y).unwrap();
+        let (shift, scale) = (Columns::PerImage(shift), Columns::PerImage(scale));
+        layernorm(&self.device, x, Affine::Modulated { shift, scale, select: None }, EPS, &mut y).unwrap();
         y
     }
 
-    /// dx with `beside`, and the gradients of shift and scale, where the norm has them.
-    fn norm_backward(
+    /// dx, and the gradients of shift and scale.
+    fn norm_backward(&self, x: &Tensor, scale: &Tensor, dy: &Tensor) -> (Tensor, [Tensor; 2]) {
+        let [mut dx, mut dshift, mut dscale] = [self.like(x), self.like(scale), self.like(scale)];
+        let mut scratch = self.zeros(&[scratch_len(x.dim(0), x.dim(1), x.dim(2))]);
+        let affine = AffineBackward::Modulated { scale, dshift: &mut dshift, dscale: &mut dscale };
+        layernorm_backward(&self.device, x, affine, EPS, dy, None, &mut dx, &mut scratch).unwrap();
+        (dx, [dshift, dscale])
+    }
+
+    fn config(&self, modulated: bool) -> BlockConfig {
+        BlockConfig { dim: 64, heads: HEADS, hidden: 256, act: Activation::Gelu, eps: EPS, modulated }
+    }
+
+    fn block(&self, name: &str, x: Tensor, parts: Option<&Modulation>) -> (Tensor, Step) {
+        let (config, device) = (self.config(parts.is_some()), &self.device);
+        let [mut params, grads] = [0; 2].map(|_| BlockParams::zeros(&config, device, self.dtype).unwrap());
+        for (layer, pair) in params.layers_mut() {
+            pair.weight = self.copy(self.weight(&format!("{name}.{layer}.weight")));
+            pair.bias = self.copy(self.weight(&format!("{name}.{layer}.bias")));
+        }
+        let mut saved = BlockSaved::new(&config, device, self.dtype, x.dim(0), x.dim(1)).unwrap();
+        let size = params.workspace_size(device, x.dim(0), x.dim(1));
+        let mut space = Workspace::new(device, self.dtype, size).unwrap();
+        device.run(|| params.forward(&config, device, &x, parts, &mut saved, &mut space)).unwrap();
+        (self.copy(&saved.y), Step { x, params, grads, saved })
+    }
+
+    /// dx, and `d_parts` where the block is modulated.
+    fn block_backward(
         &self,
         name: &str,
-        x: &Tensor,
-        scale: Option<&Tensor>,
+        step: &mut Step,
+        modulated: Option<(&Modulation, &mut Modulation)>,
         dy: &Tensor,
-        beside: Option<&Tensor>,
-    ) -> (Tensor, Option<[Tensor; 2]>) {
+    ) -> Tensor {
+        let (config, device) = (self.config(modulated.is_some()), &self.device);
+        let Step { x, params, grads, saved } = step;
+        let mut scratch = BlockScratch::new(&config, device, self.dtype, x.dim(0), x.dim(1)).unwrap();
         let mut dx = self.like(x);
-        let mut scratch = self.zeros(&[scratch_len(x.dim(0), x.dim(1), x.dim(2))]);
-        let mut run = |affine| {
-            layernorm_backward(&self.device, x, affine, EPS, dy, beside, &mut dx, &mut scratch).unwrap();
-        };
-        if let Some(scale) = scale {
-            let [mut dshift, mut dscale] = [self.like(scale), self.like(scale)];
-            run(AffineBackward::Modulated { scale, dshift: &mut dshift, dscale: &mut dscale });
-            return (dx, Some([dshift, dscale]));
+        let work = || params.backward(&config, device, x, modulated, saved, dy, &mut dx, grads, &mut scratch);
+        device.run(work).unwrap();
+        for (layer, pair) in grads.layers() {
+            self.put(&format!("{name}.{layer}.weight"), self.copy(&pair.weight));
+            self.put(&format!("{name}.{layer}.bias"), self.copy(&pair.bias));
         }
-        let [weight, bias] = ["weight", "bias"].map(|part| format!("{name}.{part}"));
-        let (mut dweight, mut dbias) = (self.grad(&weight), self.grad(&bias));
-        run(AffineBackward::Learned { weight: self.weight(&weight), dweight: &mut dweight, dbias: &mut dbias });
-        self.put(&weight, dweight);
-        self.put(&bias, dbias);
-        (dx, None)
-    }
-
-    fn block(&self, name: &str, x: Tensor, parts: Option<&Parts>) -> (Tensor, Saved) {
-        let none = Activation::None;
-        let h1 = self.norm(&format!("{name}.norm1"), &x, parts.map(|p| [&p[0], &p[1]]));
-        let qkv = self.linear(&format!("{name}.attn.qkv"), &h1);
-        let (mut att, mut lse) = (self.like(&x), self.zeros(&[x.dim(0), HEADS, x.dim(1)]));
-        attention_with_lse(&self.device, &qkv, HEADS, &mut att, &mut lse).unwrap();
-        let proj = self.linear(&format!("{name}.attn.proj"), &att);
-        let x1 = self.activate(&proj, none, parts.map(|p| &p[2]), Some(&x));
-        let h2 = self.norm(&format!("{name}.norm2"), &x1, parts.map(|p| [&p[3], &p[4]]));
-        let fc1 = self.linear(&format!("{name}.mlp.fc1"), &h2);
-        let hidden = self.activate(&fc1, Activation::Gelu, None, None);
-        let fc2 = self.linear(&format!("{name}.mlp.fc2"), &hidden);
-        let y = self.activate(&fc2, none, parts.map(|p| &p[5]), Some(&x1));
-        (y, Saved { x, h1, qkv, att, lse, proj, x1, h2, fc1, hidden, fc2 })
-    }
-
-    /// dx and, where the block is modulated, the gradients of its parts.
-    fn block_backward(&self, name: &str, s: &Saved, parts: Option<&Parts>, dy: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let none = Activation::None;
-        let (dfc2, dgate_mlp) = self.activate_backward(&s.fc2, none, parts.map(|p| &p[5]), dy);
-        let dhidden = self.linear_backward(&format!("{name}.mlp.fc2"), &s.hidden, &dfc2);
-        let (dfc1, _) = self.activate_backward(&s.fc1, Activation::Gelu, None, &dhidden);
-        let dh2 = self.linear_backward(&format!("{name}.mlp.fc1"), &s.h2, &dfc1);
-        let scale = parts.map(|p| &p[4]);
-        let (dx1, mlp) = self.norm_backward(&format!("{name}.norm2"), &s.x1, scale, &dh2, Some(dy));
-
-        let (dproj, dgate_attn) = self.activate_backward(&s.proj, none, parts.map(|p| &p[2]), &dx1);
-        let datt = self.linear_backward(&format!("{name}.attn.proj"), &s.att, &dproj);
-        let (mut dqkv, mut scratch) = (self.like(&s.qkv), self.like(&s.lse));
-        attention_backward(&self.device, &s.qkv, HEADS, &s.att, &s.lse, &datt, &mut dqkv, &mut scratch).unwrap();
-        let dh1 = self.linear_backward(&format!("{name}.attn.qkv"), &s.h1, &dqkv);
-        let scale = parts.map(|p| &p[1]);
-        let (dx, attn) = self.norm_backward(&format!("{name}.norm1"), &s.x, scale, &dh1, Some(&dx1));
-        let all = [attn.into_iter().flatten().collect(), Vec::from_iter(dgate_attn)].into_iter().flatten();
-        (dx, all.chain(mlp.into_iter().flatten()).chain(dgate_mlp).collect())
+        dx
     }
 
     /// A vector per image through two layers with SiLU between: what the second reads, and the result.
@@ -271,11 +245,8 @@ impl Model {
     }
 }
 
-/// Every dtype with its bound: the golden is stored in f32.
-const BOUNDS: [(DType, f64); 2] = [(DType::F64, 1e-6), (DType::F32, 1e-4)];
-
-fn flow_vit(dtype: DType, bound: f64) {
-    let (golden, m) = (Golden::open("c_training/flow_vit.safetensors"), Model::new("a1_flow_vit", dtype));
+fn flow_vit(device: Device, dtype: DType, bound: f64) {
+    let (golden, m) = (Golden::open("c_training/flow_vit.safetensors"), Model::new("a1_flow_vit", device, dtype));
     let [x, target] = m.batch(&golden);
     let (batch, patch, d) = (x.dim(0), 8, 64);
     let name = |n: &str| format!("unet.{n}");
@@ -321,8 +292,8 @@ fn flow_vit(dtype: DType, bound: f64) {
     let mut dtime = m.like(&time[3]);
     sum_tokens(&m.device, &dh, &mut dtime).unwrap();
     m.time_backward(&name("time_embed.time_mlp"), &time, &dtime);
-    for (i, s) in saved.iter().enumerate().rev() {
-        dh = m.block_backward(&vit(&format!("blocks.{i}")), s, None, &dh).0;
+    for (i, step) in saved.iter_mut().enumerate().rev() {
+        dh = m.block_backward(&vit(&format!("blocks.{i}")), step, None, &dh);
     }
     let mut dpositions = m.zeros(&[16, d]);
     add_images(&m.device, &dh, &mut dpositions).unwrap();
@@ -347,7 +318,9 @@ fn flow_vit(dtype: DType, bound: f64) {
 
 #[test]
 fn a_training_step_of_the_flow_vit_is_pytorchs() {
-    BOUNDS.into_iter().for_each(|(dtype, bound)| flow_vit(dtype, bound));
+    flow_vit(cpu(), DType::F64, 1e-6);
+    flow_vit(cpu(), DType::F32, 1e-4);
+    flow_vit(cuda(), DType::F32, 1e-4);
 }
 
 /// A layer of N D rows on c as N parts [B, D]; those that make scales, second of every three, with the 1 added.
@@ -370,8 +343,8 @@ fn parts_backward(m: &Model, layer: &str, c: &Tensor, grads: &[Tensor]) -> Tenso
     m.linear_backward(layer, c, &m.tensor(&[c.dim(0), grads.len() * d], &rows))
 }
 
-fn nanodit(dtype: DType, bound: f64) {
-    let (golden, m) = (Golden::open("c_training/nanodit.safetensors"), Model::new("a3_nanodit", dtype));
+fn nanodit(device: Device, dtype: DType, bound: f64) {
+    let (golden, m) = (Golden::open("c_training/nanodit.safetensors"), Model::new("a3_nanodit", device, dtype));
     let [x, target] = m.batch(&golden);
     let (batch, patch, d, tokens) = (x.dim(0), 2, 64, 64);
     let labels: Vec<u32> = golden.i64("in.y").iter().map(|&y| y as u32).collect();
@@ -391,22 +364,22 @@ fn nanodit(dtype: DType, bound: f64) {
     let mut saved = Vec::new();
     for i in 0..2 {
         let adaln = parts(&m, &format!("blocks.{i}.adaLN_modulation.1"), &c);
-        let adaln: Parts = adaln.try_into().unwrap_or_else(|_| panic!("six parts"));
+        let adaln: Modulation = adaln.try_into().unwrap_or_else(|_| panic!("six parts"));
         let (y, s) = m.block(&format!("blocks.{i}"), h, Some(&adaln));
         saved.push((s, adaln));
         h = y;
     }
     let last = parts(&m, "final_layer.adaLN_modulation.1", &c);
-    let normed = m.norm("", &h, Some([&last[0], &last[1]]));
+    let normed = m.norm(&h, [&last[0], &last[1]]);
     let out = m.linear("final_layer.linear", &normed);
     let (loss, dout) = m.loss(&out, patch, &target);
 
     let dnormed = m.linear_backward("final_layer.linear", &normed, &dout);
-    let (mut dh, grads) = m.norm_backward("", &h, Some(&last[1]), &dnormed, None);
-    let mut dc = m.host(&parts_backward(&m, "final_layer.adaLN_modulation.1", &c, &grads.unwrap()));
-    for (i, (s, adaln)) in saved.iter().enumerate().rev() {
-        let (dx, grads) = m.block_backward(&format!("blocks.{i}"), s, Some(adaln), &dh);
-        dh = dx;
+    let (mut dh, grads) = m.norm_backward(&h, &last[1], &dnormed);
+    let mut dc = m.host(&parts_backward(&m, "final_layer.adaLN_modulation.1", &c, &grads));
+    for (i, (step, adaln)) in saved.iter_mut().enumerate().rev() {
+        let mut grads: Modulation = [0; 6].map(|_| m.like(&c));
+        dh = m.block_backward(&format!("blocks.{i}"), step, Some((&*adaln, &mut grads)), &dh);
         let more = m.host(&parts_backward(&m, &format!("blocks.{i}.adaLN_modulation.1"), &c, &grads));
         dc.iter_mut().zip(more).for_each(|(dc, more)| *dc += more);
     }
@@ -421,5 +394,7 @@ fn nanodit(dtype: DType, bound: f64) {
 
 #[test]
 fn a_training_step_of_nanodit_is_pytorchs() {
-    BOUNDS.into_iter().for_each(|(dtype, bound)| nanodit(dtype, bound));
+    nanodit(cpu(), DType::F64, 1e-6);
+    nanodit(cpu(), DType::F32, 1e-4);
+    nanodit(cuda(), DType::F32, 1e-4);
 }
