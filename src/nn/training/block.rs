@@ -203,8 +203,7 @@ impl BlockParams {
 }
 
 /// Shift and factor apart from the gate.
-#[allow(clippy::type_complexity)]
-fn split<'a>(parts: Option<[&'a mut Tensor; 3]>) -> (Option<[&'a mut Tensor; 2]>, Option<&'a mut Tensor>) {
+fn split(parts: Option<[&mut Tensor; 3]>) -> (Option<[&mut Tensor; 2]>, Option<&mut Tensor>) {
     parts.map_or((None, None), |[shift, scale, gate]| (Some([shift, scale]), Some(gate)))
 }
 

@@ -116,12 +116,11 @@ fn cpu<T: Real>(
     let tasks = dx.host_mut::<T>()?.par_chunks_mut(per_image).zip(sums.par_chunks_mut(2 * dim)).enumerate();
     tasks.for_each(|(image, (dx, sums))| {
         sums.fill(T::default());
-        let (dadd, dmul) = sums.split_at_mut(dim);
         let mul = &factor[image * stride..][..dim];
         for (row, dx) in dx.chunks_exact_mut(dim).enumerate() {
             let at = image * per_image + row * dim;
             let beside = beside.map(|b| &b[at..][..dim]);
-            differentiate(dx, &x[at..][..dim], &dy[at..][..dim], mul, beside, dadd, dmul, T::from_f64(eps));
+            differentiate(dx, &x[at..][..dim], &dy[at..][..dim], mul, beside, sums, T::from_f64(eps));
         }
     });
     round(dx)?;
@@ -148,12 +147,13 @@ fn cpu<T: Real>(
 }
 
 vectorized! {
-    /// One row: dx, and what it adds to the gradients of addend and factor.
+    /// One row: dx, and what it adds to `sums`, the gradients of addend and factor.
     fn differentiate(
-        dx: &mut [T], x: &[T], dy: &[T], mul: &[T], beside: Option<&[T]>, dadd: &mut [T], dmul: &mut [T], eps: T,
+        dx: &mut [T], x: &[T], dy: &[T], mul: &[T], beside: Option<&[T]>, sums: &mut [T], eps: T,
     ) {
         let len = x.len();
-        let (dx, dy, mul, dadd, dmul) = (&mut dx[..len], &dy[..len], &mul[..len], &mut dadd[..len], &mut dmul[..len]);
+        let (dadd, dmul) = sums.split_at_mut(len);
+        let (dx, dy, mul, dmul) = (&mut dx[..len], &dy[..len], &mul[..len], &mut dmul[..len]);
         let n = T::from_f64(len as f64);
         let mean = sum_of(x, |v| v) / n;
         let var = sum_of(x, |v| (v - mean) * (v - mean)) / n;
