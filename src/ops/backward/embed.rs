@@ -13,7 +13,7 @@ spec! {
 }
 pub(in crate::ops) const LAYOUT: SpecLayout = LabelAddSpec::LAYOUT;
 
-/// y [B, D] = time [B, D] + row `labels`\[b\] of the table [R, D]; `labels` [B], each below R, which the caller checked.
+/// y [B, D] = time [B, D] + row `labels`\[b\] of the table [R, D]; `labels` `[B]`, each below R, which the caller checked.
 /// What adaLN layers take is [`crate::ops::activation::activate`] of it with SiLU.
 ///
 /// # Errors
