@@ -139,7 +139,6 @@ __device__ __forceinline__ void forward(const float* __restrict__ qkv, float* __
     top = m;
     sum *= rescale;
     acc.scale(rescale);
-    __syncwarp();  // the probabilities before have been read
 #pragma unroll
     for (int i = 0; i < SCORES; ++i) {
       const float p = expf(scores[i] - m);
