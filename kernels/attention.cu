@@ -10,6 +10,8 @@
 //          aligned; grid.y and grid.z <= 65535; block 128. Above 48 KiB of shared memory the host must opt in.
 // PRECOND attention_fwd_<f16|bf16>_hd<P>, P in {32, 48, 64, 80, 96, 112, 128}: head_dim <= P;
 //          grid (ceil(q_len/64), heads, images); dynamic shared memory 512 (P + 8) bytes (69632 for P = 128).
+//          attention_lse_fwd_<f16|bf16>_hd<P> also leaves lse [images, heads, q_len] = log sum_j exp(score_j), in f32, for the
+//          backward pass (attention_backward.cu, where f32's is).
 // PRECOND attention_fwd_f32: grid (ceil(q_len/32), heads, images); dynamic shared memory 640 (head_dim + 4) + 4608 bytes
 //          (89088 for head_dim 128).
 #include "async.cuh"
@@ -115,7 +117,7 @@ __device__ __forceinline__ void multiply_values(float (&acc)[P / 8][4], const fl
 
 template <class T, int P>
 __device__ __forceinline__ void attention(const T* __restrict__ q, const T* __restrict__ k, const T* __restrict__ v,
-                                          T* __restrict__ o, const AttentionSpec& s) {
+                                          T* __restrict__ o, float* __restrict__ lse, const AttentionSpec& s) {
   dev::grid_begin();
   DYN_SHARED(T, smem);  // two stages of (keys, values); the queries pass through the second stage's keys
   constexpr int SIDE = ROWS * (P + 8);
@@ -171,7 +173,10 @@ __device__ __forceinline__ void attention(const T* __restrict__ q, const T* __re
   T* out = smem + warp * 16 * (P + 8);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const float inverse = 1.f / dev::warp_sum<4>(sum[h]);
+    const float total = dev::warp_sum<4>(sum[h]), inverse = 1.f / total;
+    const int row = q0 + warp * 16 + h * 8 + lane / 4;
+    if (lse && lane % 4 == 0 && row < s.q_len)
+      lse[(image * s.heads + blockIdx.y) * s.q_len + row] = (shift[h] + log2f(total)) / LOG2_E;
 #pragma unroll
     for (int j = 0; j < P / 8; ++j)
       *reinterpret_cast<uint32_t*>(out + (h * 8 + lane / 4) * (P + 8) + j * 8 + lane % 4 * 2) =
@@ -329,9 +334,14 @@ KERNEL_EXPORT(attention_fwd_f32)
 #define ATTENTION_EXPORT(T, dtype, P)                                 \
   KERNEL(__launch_bounds__(128, P <= 48 ? 4 : P <= 80 ? 3 : 2) attention_fwd_##dtype##_hd##P) \
   (const T* q, const T* k, const T* v, T* o, AttentionSpec s) {       \
-    attention<T, P>(q, k, v, o, s);                                   \
+    attention<T, P>(q, k, v, o, nullptr, s);                          \
   }                                                                   \
-  KERNEL_EXPORT(attention_fwd_##dtype##_hd##P)
+  KERNEL_EXPORT(attention_fwd_##dtype##_hd##P)                        \
+  KERNEL(__launch_bounds__(128, P <= 48 ? 4 : P <= 80 ? 3 : 2) attention_lse_fwd_##dtype##_hd##P) \
+  (const T* q, const T* k, const T* v, T* o, float* lse, AttentionSpec s) { \
+    attention<T, P>(q, k, v, o, lse, s);                              \
+  }                                                                   \
+  KERNEL_EXPORT(attention_lse_fwd_##dtype##_hd##P)
 
 #define ATTENTION_EXPORTS(T, dtype) \
   ATTENTION_EXPORT(T, dtype, 32)    \

@@ -1,4 +1,4 @@
-// Layer normalisation over the last dimension, T in {f32, f16, bf16}. Writes y with "="; y may be x itself.
+// Layer normalisation over the last dimension and its backward, T in {f32, f16, bf16}. Writes with "="; y may be x itself.
 //
 //   norm(x) = (x - mean) / sqrt(variance + eps)                  mean, then biased variance about it (two passes), in f32
 //   layernorm_fwd_<dtype>:            y = norm(x) weight + bias                weight, bias: [dim], null means 1 and 0
@@ -9,7 +9,15 @@
 //
 // One warp per row. Rows of up to 1024 elements that are whole 16-byte blocks stay in registers; others are read three times.
 //
+// With n = norm(x), g = dy factor:
+//   layernorm_bwd_<dtype>:         dx = beside + (g - mean(g) - n mean(g n)) rstd, and (mean, rstd) of each row into stats
+//                                  factor: [dim], or [images, dim] where factor_stride is dim; factor, beside: null means 1, 0
+//   layernorm_affine_bwd_<dtype>:  of each image b the sums over its rows of dy and dy n: in f32 into dadd[b] and dmul[b]
+//                                  where these are not null, else in T into dshift[b] and dscale[b]; all [images, dim]
+//
 // PRECOND: grid ceil(rows/4), block 128, no dynamic shared memory. Any rows, dim >= 1 and any pointer alignment.
+// PRECOND layernorm_affine_bwd: grid (ceil(dim/32), images), block 256.
+#include "columns.cuh"
 #include "reduce.cuh"
 
 struct LayerNormSpec {
@@ -20,6 +28,14 @@ struct LayerNormSpec {
   float eps;
 };
 SPEC_LAYOUT(LayerNormSpec, rows, dim, rows_per_image, conditions, mod_stride, eps)
+
+struct LayerNormBackwardSpec {
+  int rows, dim;
+  int rows_per_image;
+  int factor_stride;  // elements from one image's factor to the next, 0 for one
+  float eps;
+};
+SPEC_LAYOUT(LayerNormBackwardSpec, rows, dim, rows_per_image, factor_stride, eps)
 
 namespace {
 
@@ -108,6 +124,63 @@ __device__ __forceinline__ void layernorm(const T* x, const T* gain, const T* of
     norm_by_element(x, gain, offset, y, s.dim, s.eps);
 }
 
+template <class T>
+__device__ __forceinline__ void backward(const T* __restrict__ x, const T* __restrict__ factor, const T* __restrict__ dy,
+                                         const T* __restrict__ beside, T* __restrict__ dx, float2* __restrict__ stats,
+                                         const LayerNormBackwardSpec& s) {
+  dev::grid_begin();
+  const int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32, dim = s.dim;
+  if (row >= s.rows) return;
+  const size_t at = static_cast<size_t>(row) * dim;
+  if (factor) factor += static_cast<size_t>(row / s.rows_per_image) * s.factor_stride;
+  float sum = 0.f, squares = 0.f;
+  for (int c = lane; c < dim; c += 32) sum += dev::to_f32(x[at + c]);
+  const float mean = dev::warp_sum(sum) / dim;
+  for (int c = lane; c < dim; c += 32) {
+    const float d = dev::to_f32(x[at + c]) - mean;
+    squares = fmaf(d, d, squares);
+  }
+  const float rstd = rsqrtf(dev::warp_sum(squares) / dim + s.eps);
+  float sum_g = 0.f, sum_gn = 0.f;
+  for (int c = lane; c < dim; c += 32) {
+    const float g = dev::to_f32(dy[at + c]) * (factor ? dev::to_f32(factor[c]) : 1.f);
+    sum_g += g;
+    sum_gn = fmaf(g, (dev::to_f32(x[at + c]) - mean) * rstd, sum_gn);
+  }
+  const float mean_g = dev::warp_sum(sum_g) / dim, mean_gn = dev::warp_sum(sum_gn) / dim;
+  for (int c = lane; c < dim; c += 32) {
+    const float g = dev::to_f32(dy[at + c]) * (factor ? dev::to_f32(factor[c]) : 1.f);
+    const float n = (dev::to_f32(x[at + c]) - mean) * rstd, v = rstd * (g - mean_g - n * mean_gn);
+    dx[at + c] = dev::from_f32<T>(beside ? v + dev::to_f32(beside[at + c]) : v);
+  }
+  if (lane == 0) stats[row] = make_float2(mean, rstd);
+}
+
+template <class T>
+__device__ __forceinline__ void affine_backward(const T* __restrict__ x, const T* __restrict__ dy, const float2* __restrict__ stats,
+                                                float* __restrict__ dadd, float* __restrict__ dmul, T* __restrict__ dshift,
+                                                T* __restrict__ dscale, const LayerNormBackwardSpec& s) {
+  dev::grid_begin();
+  const int row0 = blockIdx.y * s.rows_per_image;
+  float sum[2];
+  const bool mine = dev::column_sums(sum, s.rows_per_image, s.dim, [&](int r, int col, float(&v)[2]) {
+    const size_t at = static_cast<size_t>(row0 + r) * s.dim + col;
+    const float d = dev::to_f32(dy[at]);
+    const float2 known = stats[row0 + r];
+    v[0] += d;
+    v[1] = fmaf(d, (dev::to_f32(x[at]) - known.x) * known.y, v[1]);
+  });
+  if (!mine) return;
+  const size_t to = static_cast<size_t>(blockIdx.y) * s.dim + blockIdx.x * 32 + threadIdx.x;
+  if (dadd) {
+    dadd[to] = sum[0];
+    dmul[to] = sum[1];
+  } else {
+    dshift[to] = dev::from_f32<T>(sum[0]);
+    dscale[to] = dev::from_f32<T>(sum[1]);
+  }
+}
+
 }  // namespace
 
 #define LAYERNORM_EXPORTS(T, dtype)                                                                                      \
@@ -119,7 +192,18 @@ __device__ __forceinline__ void layernorm(const T* x, const T* gain, const T* of
   (const T* x, const T* shift, const T* scale, const unsigned* counter, const unsigned* rows, T* y, LayerNormSpec s) {   \
     layernorm<T>(x, scale, shift, counter, rows, y, s);                                                                  \
   }                                                                                                                      \
-  KERNEL_EXPORT(layernorm_modulated_fwd_##dtype)
+  KERNEL_EXPORT(layernorm_modulated_fwd_##dtype)                                                                         \
+  KERNEL(__launch_bounds__(128) layernorm_bwd_##dtype)                                                                   \
+  (const T* x, const T* factor, const T* dy, const T* beside, T* dx, float2* stats, LayerNormBackwardSpec s) {           \
+    backward<T>(x, factor, dy, beside, dx, stats, s);                                                                    \
+  }                                                                                                                      \
+  KERNEL_EXPORT(layernorm_bwd_##dtype)                                                                                   \
+  KERNEL(__launch_bounds__(256) layernorm_affine_bwd_##dtype)                                                            \
+  (const T* x, const T* dy, const float2* stats, float* dadd, float* dmul, T* dshift, T* dscale,                         \
+   LayerNormBackwardSpec s) {                                                                                            \
+    affine_backward<T>(x, dy, stats, dadd, dmul, dshift, dscale, s);                                                     \
+  }                                                                                                                      \
+  KERNEL_EXPORT(layernorm_affine_bwd_##dtype)
 
 LAYERNORM_EXPORTS(float, f32)
 LAYERNORM_EXPORTS(__half, f16)

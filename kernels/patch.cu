@@ -4,8 +4,11 @@
 //                            x: [x_batch, C, H, W] f32, y: [batch, T, C p p]
 //   unpatchify_fwd_<dtype>:  v[b, c, ty p + i, tx p + j] = y[b, t, (i, j, c)]
 //                            y: [batch, T, p p C], v: [batch, C, H, W]
+//   patchify_bwd_<dtype>:    dx[b, c, ty p + i, tx p + j] = dy[b, t, (c, i, j)]      dx in f32
+//   unpatchify_bwd_<dtype>:  dy[b, t, (i, j, c)] = dv[b, c, ty p + i, tx p + j]
 //
-// x_batch < batch repeats the images: the two halves of classifier-free guidance see the same x.
+// x_batch < batch repeats the images: the two halves of classifier-free guidance see the same x. The backward kernels
+// take as many images as there are.
 //
 // PRECOND: patch divides height and width; batch C H W < 2^31; block 256, grid ceil(batch C H W / 256); one element per thread.
 #include "prelude.cuh"
@@ -39,13 +42,41 @@ template <class T> __device__ __forceinline__ void unpatchify(const T* __restric
   v[e] = y[((token * p + row % p) * p + col % p) * channels + c];
 }
 
+// Neighbouring threads write neighbouring pixels of dx.
+template <class T> __device__ __forceinline__ void patchify_backward(const T* __restrict__ dy, float* __restrict__ dx, const PatchSpec& s) {
+  dev::grid_begin();
+  const unsigned e = blockIdx.x * 256 + threadIdx.x, p = s.patch, h = s.height, w = s.width, channels = s.channels;
+  if (e >= s.batch * channels * h * w) return;
+  const unsigned col = e % w, row = e / w % h, c = e / (w * h) % channels, b = e / (w * h * channels);
+  const unsigned token = (b * (h / p) + row / p) * (w / p) + col / p;
+  dx[e] = dev::to_f32(dy[((token * channels + c) * p + row % p) * p + col % p]);
+}
+
+// Neighbouring threads write neighbouring elements of dy.
+template <class T> __device__ __forceinline__ void unpatchify_backward(const T* __restrict__ dv, T* __restrict__ dy, const PatchSpec& s) {
+  dev::grid_begin();
+  const unsigned e = blockIdx.x * 256 + threadIdx.x, p = s.patch, h = s.height, w = s.width, channels = s.channels;
+  if (e >= s.batch * channels * h * w) return;
+  const unsigned c = e % channels, j = e / channels % p, i = e / (channels * p) % p, token = e / (channels * p * p);
+  const unsigned tx = token % (w / p), ty = token / (w / p) % (h / p), b = token / (w / p * (h / p));
+  dy[e] = dv[((b * channels + c) * h + ty * p + i) * w + tx * p + j];
+}
+
 }  // namespace
 
 #define PATCH_EXPORTS(T, dtype)                                                                                    \
   KERNEL(__launch_bounds__(256) patchify_fwd_##dtype)(const float* x, T* y, PatchSpec s) { patchify<T>(x, y, s); } \
   KERNEL_EXPORT(patchify_fwd_##dtype)                                                                              \
   KERNEL(__launch_bounds__(256) unpatchify_fwd_##dtype)(const T* y, T* v, PatchSpec s) { unpatchify<T>(y, v, s); } \
-  KERNEL_EXPORT(unpatchify_fwd_##dtype)
+  KERNEL_EXPORT(unpatchify_fwd_##dtype)                                                                            \
+  KERNEL(__launch_bounds__(256) patchify_bwd_##dtype)(const T* dy, float* dx, PatchSpec s) {                       \
+    patchify_backward<T>(dy, dx, s);                                                                               \
+  }                                                                                                                \
+  KERNEL_EXPORT(patchify_bwd_##dtype)                                                                              \
+  KERNEL(__launch_bounds__(256) unpatchify_bwd_##dtype)(const T* dv, T* dy, PatchSpec s) {                         \
+    unpatchify_backward<T>(dv, dy, s);                                                                             \
+  }                                                                                                                \
+  KERNEL_EXPORT(unpatchify_bwd_##dtype)
 
 PATCH_EXPORTS(float, f32)
 PATCH_EXPORTS(__half, f16)

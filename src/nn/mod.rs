@@ -5,6 +5,7 @@ pub mod linear;
 pub mod norm;
 pub mod params;
 pub mod time;
+pub mod training;
 
 use crate::tensor::Tensor;
 

@@ -19,7 +19,7 @@ use crate::device::packed::Line;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor};
 
-pub(super) use epilogue::silu;
+pub(super) use epilogue::{gelu, gelu_tanh, silu};
 pub(super) use gpu::LAYOUT;
 
 /// Columns that one entry of the row statistics covers.

@@ -4,10 +4,13 @@
 //! in f32, computed in f32, and rounded to their type after each operation. Image b of a batch gets the same bits
 //! whatever the batch: products are computed image by image, and every reduction has one fixed order.
 
+pub mod activation;
 pub mod attention;
+pub mod backward;
 pub mod embed;
 pub mod layernorm;
 pub mod linear;
+pub mod loss;
 pub mod noise;
 pub mod patch;
 pub mod product;
@@ -36,7 +39,7 @@ macro_rules! spec {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($field: $kind),* }
+        pub(in crate::ops) struct $name { $(pub(in crate::ops) $field: $kind),* }
 
         impl $name {
             pub(super) const LAYOUT: crate::ops::SpecLayout = crate::ops::SpecLayout {
@@ -53,6 +56,8 @@ pub(crate) use spec;
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
     all.push(attention::UNFUSED_LAYOUT);
+    all.extend([activation::LAYOUT, loss::LAYOUT]);
+    all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
     all

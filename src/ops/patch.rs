@@ -13,7 +13,7 @@ pub(super) const LAYOUT: super::SpecLayout = PatchSpec::LAYOUT;
 
 impl PatchSpec {
     /// Fields in order.
-    fn new(sizes: [usize; 6]) -> Result<Self> {
+    pub(super) fn new(sizes: [usize; 6]) -> Result<Self> {
         let [batch, x_batch, channels, height, width, patch] = sizes;
         Ok(Self {
             batch: to_i32(batch)?,
@@ -97,7 +97,7 @@ pub fn unpatchify(device: &Device, tokens: &Tensor, patch: usize, images: &mut T
 }
 
 /// Calls `visit(token, channel, i, j, row, column)` for every element of one image; (i, j) is the place in the patch.
-fn for_patches(
+pub(super) fn for_patches(
     channels: usize,
     height: usize,
     width: usize,

@@ -5,8 +5,9 @@ use crate::tensor::Real;
 
 const LANES: usize = 16;
 
+/// `step` folds element i into its lane, `join` folds two lanes.
 #[inline(always)]
-fn lanes<T: Real>(len: usize, init: T, mut step: impl FnMut(T, usize) -> T, join: impl Fn(T, T) -> T) -> T {
+pub fn lanes<T: Real>(len: usize, init: T, mut step: impl FnMut(T, usize) -> T, join: impl Fn(T, T) -> T) -> T {
     let mut lane = [init; LANES];
     let whole = len / LANES * LANES;
     let mut i = 0;

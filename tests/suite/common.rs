@@ -54,6 +54,11 @@ impl Golden {
         Self { file, f32_err }
     }
 
+    /// What is in it.
+    pub fn names(&self) -> Vec<String> {
+        self.file.names().map(str::to_string).collect()
+    }
+
     /// A float tensor.
     pub fn f32(&self, name: &str) -> Vec<f32> {
         self.file.read_f32(name).unwrap_or_else(|e| panic!("{name}: {e}"))

@@ -7,6 +7,7 @@ mod data;
 mod device;
 mod engines;
 mod goldens;
+mod grads;
 mod house;
 mod import;
 mod levels;

@@ -117,14 +117,16 @@ vectorized! {
     }
 }
 
+/// x Phi(x).
 #[inline(always)]
-fn gelu<T: Real>(x: T) -> T {
+pub(in crate::ops) fn gelu<T: Real>(x: T) -> T {
     let half = T::from_f64(0.5);
     half * x * (T::from_f64(1.0) + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }
 
+/// The tanh approximation of GELU.
 #[inline(always)]
-fn gelu_tanh<T: Real>(x: T) -> T {
+pub(in crate::ops) fn gelu_tanh<T: Real>(x: T) -> T {
     let sqrt_2_over_pi = T::from_f64(0.797_884_560_802_865_4);
     let inner = sqrt_2_over_pi * (x + T::from_f64(0.044715) * x * x * x);
     T::from_f64(0.5) * x * (T::from_f64(1.0) + inner.tanh())

@@ -1,0 +1,6 @@
+//! Backward of every operation: against central finite differences in f64, of f32 against f64, and on the GPU.
+
+mod attention;
+mod check;
+mod ops;
+mod torch;
