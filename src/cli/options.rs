@@ -72,11 +72,16 @@ pub enum DTypeChoice {
 impl DTypeChoice {
     /// The type, or `default` for `auto`.
     pub fn or(self, default: DType) -> DType {
+        self.fixed().unwrap_or(default)
+    }
+
+    /// The type, if one was chosen.
+    pub fn fixed(self) -> Option<DType> {
         match self {
-            Self::Auto => default,
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::super::options::{DTypeChoice, DeviceChoice, ReportArgs, TimeChoice};
+use super::against::Against;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,12 +102,16 @@ pub struct BenchArgs {
     /// Where to compute: auto takes a GPU if there is one that this program has kernels for, else the CPU, and says which
     #[arg(long, value_name = "auto|cpu|cuda|cuda:N", default_value = "auto")]
     pub(super) device: DeviceChoice,
-    /// Types of weights and activations, rows for each: auto is f32 on the CPU and f16 on a GPU
+    /// Types of weights and activations, rows for each: auto is f16 on a GPU, bf16 on a CPU that multiplies it, else f32
     #[arg(long, value_enum, value_name = "A,B,..", value_delimiter = ',', default_value = "auto")]
     pub(super) dtype: Vec<DTypeChoice>,
     /// Threads of the CPU [default: as many as there are]
     #[arg(long, value_name = "T", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(super) threads: Option<u16>,
+    /// Measure other programs in turns with this one, same weights, noise and times, instead of anything else; takes a
+    /// built-in model and a clone of the repository, whose benches/peers says what to install
+    #[arg(long, value_enum, value_name = "peers", conflicts_with_all = ["measure", "follow", "first_image", "noise", "tune"])]
+    pub(super) against: Option<Against>,
     /// Run as often as each line of stdin says and answer each with a line of times: for comparison in turns
     #[arg(long, hide = true)]
     pub(super) follow: bool,

@@ -1,5 +1,6 @@
 //! `arclet bench`: how long a model takes on this machine, by stated definitions, and what memory it needs.
 
+mod against;
 mod args;
 mod cold;
 mod follow;
@@ -63,6 +64,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     }
     if args.measure == [Measure::Simulator] {
         return print(args, &simulator::rows(args)?);
+    }
+    if args.against.is_some() {
+        return against::run(args);
     }
     let source = Source::open(Some(&args.model))?;
     let weights = source.velocity_weights(quiet)?;

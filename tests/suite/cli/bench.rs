@@ -302,3 +302,27 @@ fn bench_follows_another_program() {
     assert_eq!(end.code, 2);
     assert!(end.stderr.contains("found \"many\""), "{}", end.stderr);
 }
+
+/// The comparison is a script of the repository, which is given what was asked for.
+#[cfg(unix)]
+#[test]
+fn bench_runs_the_peers_of_the_repository_it_is_in() {
+    let desk = Desk::new();
+    let refused = desk.run("bench --against peers");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("benches/peers/run.py"), "{}", refused.stderr);
+
+    std::fs::create_dir_all(desk.path("benches/peers")).unwrap();
+    let script = "import json, sys\nat = sys.argv.index('--out') if '--out' in sys.argv else 0\n\
+                  print('table')\nif at: json.dump(sys.argv[1:at], open(sys.argv[at + 1], 'w'))\nsys.exit('f16' in sys.argv)\n";
+    std::fs::write(desk.path("benches/peers/run.py"), script).unwrap();
+    assert_eq!(desk.ok("bench --against peers").stdout, "table\n");
+    let given = desk.json(
+        "bench --against peers --model nanodit --device cpu --dtype f32,bf16 --steps 2 --threads 3 --batch 4 --json",
+    );
+    let given: Vec<&str> = given.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+    assert_eq!(given[2..4], ["--models", "nanodit"]);
+    let rest = "--device cpu --dtypes f32,bf16 --steps=2 --threads=3 --batch=4 --time=train";
+    assert_eq!(given[4..].join(" "), rest);
+    assert_eq!(desk.run("bench --against peers --dtype f16").code, 1);
+}
