@@ -4,7 +4,7 @@ use super::norm::{Moments, all_moments};
 use super::{Activation, Columns, Geometry, Norm, Operands, Residual};
 use crate::error::Result;
 use crate::ops::condition_rows;
-use crate::ops::simd::{copy, vectorized};
+use crate::ops::simd::vectorized;
 use crate::tensor::Real;
 
 /// Numbers for the columns, per condition or not.
@@ -80,38 +80,83 @@ impl<'a, T: Real> Epilogue<'a, T> {
     }
 }
 
+/// What some columns of one row have beside their products and y.
+struct Segment<'a, T> {
+    /// Mean, inverse deviation and the sums of the weight.
+    norm: Option<(T, T, &'a [T])>,
+    bias: Option<&'a [T]>,
+    act: Activation,
+    added: Added<'a, T>,
+}
+
+/// [`Addend`] in these columns.
+enum Added<'a, T> {
+    None,
+    InPlace,
+    Row(&'a [T]),
+    Gated(&'a [T]),
+}
+
 vectorized! {
     /// y = residual + gate * act(norm(v) + bias) in the columns from `first` on of one row.
     fn finish(e: &Epilogue<T>, row: usize, first: usize, v: &mut [T], y: &mut [T]) {
         let condition = e.conditions[row / e.rows];
-        if let Some((moments, sums)) = &e.norm {
-            let (mean, rstd) = moments[row];
-            for (v, &sum) in v.iter_mut().zip(&sums.row(condition)[first..]) {
-                *v = rstd * (-mean).mul_add(sum, *v);
+        let segment = Segment {
+            norm: e.norm.as_ref().map(|(moments, sums)| {
+                let (mean, rstd) = moments[row];
+                (mean, rstd, &sums.row(condition)[first..])
+            }),
+            bias: e.bias.as_ref().map(|bias| &bias.row(condition)[first..]),
+            act: e.act,
+            added: match &e.addend {
+                Addend::None => Added::None,
+                Addend::InPlace => Added::InPlace,
+                Addend::Rows(rows, count) => Added::Row(&rows[row % count * e.n..][first..]),
+                Addend::Gated(gate) => Added::Gated(&gate.row(condition)[first..]),
+            },
+        };
+        // By vectors of a known length: a tile has few columns, and a loop of unknown length is cut for many.
+        let (whole, rest) = v.as_chunks_mut::<16>();
+        let (y_whole, y_rest) = y.as_chunks_mut::<16>();
+        let at = 16 * whole.len();
+        for (i, (v, y)) in whole.iter_mut().zip(y_whole).enumerate() {
+            finish_chunk(&segment, 16 * i, v, y);
+        }
+        for (i, (v, y)) in rest.iter_mut().zip(y_rest).enumerate() {
+            finish_chunk(&segment, at + i, std::array::from_mut(v), std::array::from_mut(y));
+        }
+    }
+}
+
+/// W columns of a segment, from its column `at` on.
+#[inline(always)]
+fn finish_chunk<T: Real, const W: usize>(s: &Segment<T>, at: usize, v: &mut [T; W], y: &mut [T; W]) {
+    let chunk = |columns: &[T]| -> [T; W] { std::array::from_fn(|i| columns[at..][..W][i]) };
+    if let Some((mean, rstd, sums)) = s.norm {
+        for (v, sum) in v.iter_mut().zip(chunk(sums)) {
+            *v = rstd * (-mean).mul_add(sum, *v);
+        }
+    }
+    if let Some(bias) = s.bias {
+        v.iter_mut().zip(chunk(bias)).for_each(|(v, b)| *v += b);
+    }
+    match s.act {
+        Activation::None => {}
+        Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
+        Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
+        Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
+    }
+    match s.added {
+        Added::None => *y = *v,
+        Added::InPlace => y.iter_mut().zip(v).for_each(|(y, v)| *y += *v),
+        Added::Row(row) => {
+            for ((y, v), r) in y.iter_mut().zip(v).zip(chunk(row)) {
+                *y = *v + r;
             }
         }
-        if let Some(bias) = &e.bias {
-            v.iter_mut().zip(&bias.row(condition)[first..]).for_each(|(v, &b)| *v += b);
-        }
-        match e.act {
-            Activation::None => {}
-            Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
-            Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
-            Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
-        }
-        match &e.addend {
-            Addend::None => copy(y, v),
-            Addend::InPlace => y.iter_mut().zip(v).for_each(|(y, v)| *y += *v),
-            Addend::Rows(rows, count) => {
-                let rows = &rows[row % count * e.n..][first..];
-                for ((y, v), &r) in y.iter_mut().zip(v).zip(rows) {
-                    *y = *v + r;
-                }
-            }
-            Addend::Gated(gate) => {
-                for ((y, v), &gate) in y.iter_mut().zip(v).zip(&gate.row(condition)[first..]) {
-                    *y = gate.mul_add(*v, *y);
-                }
+        Added::Gated(gate) => {
+            for ((y, v), gate) in y.iter_mut().zip(v).zip(chunk(gate)) {
+                *y = gate.mul_add(*v, *y);
             }
         }
     }

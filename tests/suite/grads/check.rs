@@ -3,7 +3,7 @@
 use arclet::device::Device;
 use arclet::tensor::{DType, Tensor};
 
-use crate::common::{cpu, relative_error, rms_error};
+use crate::common::{cpu, relative_error, rms_error, rounding_cpu};
 use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 
 /// What an input is to the operation.
@@ -215,7 +215,7 @@ fn compare_f32(case: &dyn Differentiable, device: &Device, dy: &[f64], exact: &[
 
 /// The GPU against the CPU in f64 by the rules of `engines::check`: forward and every gradient, after two passes.
 pub fn on_gpu(case: &dyn Differentiable) {
-    let (cpu, cuda) = (cpu(), cuda());
+    let (cpu, cuda) = (rounding_cpu(), cuda());
     let dy = slope_of(case, &cpu);
     let narrow = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<f32>>();
     let all = |device: &Device, dtype: DType| -> Vec<Vec<f32>> {
