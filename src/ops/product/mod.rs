@@ -168,6 +168,8 @@ impl Kernel {
             for (i, first) in y.rows.clone().step_by(tile_rows).enumerate() {
                 prefetch(ahead.get(i * share..).map_or(&[], |rest| &rest[..share.min(rest.len())]));
                 let height = tile_rows.min(y.rows.end - first);
+                // Rows of y lie far apart, often a multiple of the cache's ways: fetched while the tile is multiplied.
+                (first..first + height).for_each(|row| prefetch(y.row(row)));
                 let products = self.multiply(&a[first * lines..][..height * lines], height, panels, &mut out);
                 for (row, products) in products.chunks_exact_mut(stride).enumerate() {
                     let (columns, y) = (y.columns.clone(), y.row(first + row));
@@ -195,16 +197,14 @@ impl Code {
     }
 }
 
-/// Asks for lines that the next group will read: the weights come from memory while the present ones are multiplied.
+/// Asks for memory that will be read soon: the weights of the next group, or rows of the output.
 #[inline]
-fn prefetch(lines: &[Line]) {
+fn prefetch<T>(memory: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    for line in lines {
+    for line in memory.chunks((64 / size_of::<T>()).max(1)) {
         // SAFETY: a hint; it reads nothing.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(std::ptr::from_ref(line).cast())
-        };
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = lines;
+    let _ = memory;
 }
