@@ -453,7 +453,7 @@ impl Tensor {
 const LARGE: usize = 64 << 20;
 
 /// `n` zeros in host memory, or [`Error::OutOfMemory`].
-fn host_zeros<T: Default + Clone>(n: usize) -> Result<Vec<T>> {
+pub(crate) fn host_zeros<T: Default + Clone>(n: usize) -> Result<Vec<T>> {
     let asked = n.saturating_mul(size_of::<T>());
     check_memory(asked)?;
     let mut zeros = Vec::new();

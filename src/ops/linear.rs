@@ -17,7 +17,7 @@ use super::{Columns, Select, expect, round, shape_error, with_real};
 use crate::device::Device;
 use crate::device::packed::Line;
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Tensor, host_zeros};
 
 pub(super) use epilogue::{gelu, gelu_tanh, silu};
 pub(super) use gpu::LAYOUT;
@@ -156,7 +156,7 @@ impl Workspace {
     pub fn new(device: &Device, model: DType, size: WorkspaceSize) -> Result<Self> {
         let sums = Tensor::zeros(device, workspace_dtype(model), &[size.sums])?;
         let counters = Tensor::zeros(device, DType::U32, &[size.counters])?;
-        Ok(Self { sums, counters, lines: vec![Line::default(); size.lines] })
+        Ok(Self { sums, counters, lines: host_zeros(size.lines)? })
     }
 }
 

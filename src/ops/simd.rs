@@ -38,18 +38,3 @@ macro_rules! vectorized {
     ($($function:tt)*) => { vectorized! { @ [<T: crate::tensor::Real>] [::<T>] $($function)* } };
 }
 pub(crate) use vectorized;
-
-/// to = from, for the few dozen numbers of a tile's row: a call of `memmove` would take longer than the copy.
-///
-/// PRECOND: one length.
-#[inline(always)]
-pub(crate) fn copy<T: Copy>(to: &mut [T], from: &[T]) {
-    let (to, to_rest) = to.as_chunks_mut::<16>();
-    let (from, from_rest) = from.as_chunks::<16>();
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from;
-    }
-    for (to, from) in to_rest.iter_mut().zip(from_rest) {
-        *to = *from;
-    }
-}

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ops::linear::{matmul, matmul_t};
 use crate::ops::product::{Kernel, Tile, cut, pack_columns, pack_row, pack_row_panels, pack_rows_of};
 use crate::ops::reduce::{max, sum_of};
-use crate::ops::simd::{copy, vectorized};
+use crate::ops::simd::vectorized;
 use crate::tensor::{Real, Tensor};
 
 /// Most queries of a task of [`plain`]: enough to make up for packing the keys, few enough for the scores to stay in the cache.
@@ -56,9 +56,7 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
                 pack_row(element, &qs[from(q, token + row)..][..head_dim], to);
             });
             kernel.multiply_all(queries, rows, &keys, &mut tile, |column, products, stride| {
-                for (scores, products) in scores.chunks_exact_mut(width).zip(products.chunks_exact(stride)) {
-                    copy(&mut scores[column..][..stride], products);
-                }
+                put_columns(&mut scores, width, column, products, stride);
             });
             let mut norms = [0f32; 32];
             let weights = &mut weights[..rows * kernel.lines(kv_len)];
@@ -77,6 +75,19 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
         }
     });
     Ok(())
+}
+
+vectorized! { plain
+    /// Columns from `column` on of rows of `width` = rows of `stride`, all of them.
+    fn put_columns(to: &mut [f32], width: usize, column: usize, from: &[f32], stride: usize) {
+        for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(stride)) {
+            // Panels of 16: by vectors, where a call of `memmove` would take longer than the copy.
+            let (to, _) = to[column..][..stride].as_chunks_mut::<LANES>();
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<LANES>().0) {
+                *to = *from;
+            }
+        }
+    }
 }
 
 /// The same through `gemm`.
