@@ -441,27 +441,12 @@ impl Session<'_> {
             steps: self.steps,
             time: self.time.name(),
             evaluations: self.schedule.evaluations(),
-            warm_ups: 0,
-            runs: 0,
-            p50_ms: 0.0,
-            p90_ms: 0.0,
-            p99_ms: 0.0,
-            min_ms: 0.0,
-            ms_per_evaluation: 0.0,
-            images_per_s: 0.0,
-            gflops: 0.0,
-            ratio_to_products: None,
-            ceilings: None,
-            speedup: None,
-            phases: None,
             load_ms: Some(loaded.load_ms),
             open_ms: Some(self.open_ms),
             weights_mb: loaded.weights_mb,
             device_mb: self.device_mb(),
-            peak_rss_mb: None,
             binary_mb: system::binary_mb(),
-            gate: None,
-            gpu_state: None,
+            ..Row::default()
         }
     }
 

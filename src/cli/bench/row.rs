@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// One row of the result. Times are milliseconds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
     /// Model, and what of it if not all.
     pub name: String,

@@ -55,26 +55,8 @@ fn row(simulator: &Simulator, cpu: &Cpu, class: Class, batch: usize, plan: Plan)
         time: "none",
         evaluations: 1,
         warm_ups: plan.warm_ups,
-        runs: 0,
-        p50_ms: 0.0,
-        p90_ms: 0.0,
-        p99_ms: 0.0,
-        min_ms: 0.0,
-        ms_per_evaluation: 0.0,
-        images_per_s: 0.0,
-        gflops: 0.0,
-        ratio_to_products: None,
-        ceilings: None,
-        speedup: None,
-        phases: None,
-        load_ms: None,
-        open_ms: None,
-        weights_mb: None,
-        device_mb: None,
-        peak_rss_mb: None,
         binary_mb: system::binary_mb(),
-        gate: None,
-        gpu_state: None,
+        ..Row::default()
     };
     // No matrix products.
     Ok(row.with_times(&times, 0.0))

@@ -19,7 +19,7 @@ pub struct Ceilings {
     pub bytes: f64,
 }
 
-/// Steps of a product that stays in the cache: 64 lines of 16 columns are 4 KB a panel.
+/// Lines of a row of a product that stays in the cache: 64 steps, 4 KB a panel.
 const LINES: usize = 4;
 /// Bytes that are streamed: more than the last-level caches of desktop and most server processors.
 const STREAM: usize = 192 << 20;
