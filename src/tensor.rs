@@ -352,6 +352,16 @@ impl Tensor {
         Ok(())
     }
 
+    /// Overwrites all elements, rounding to the tensor's type.
+    pub fn write_f64(&mut self, device: &Device, values: &[f64]) -> Result<()> {
+        if let Buffer::F64(v) = &mut self.buffer {
+            check_len(&self.shape, values.len())?;
+            v.copy_from_slice(values);
+            return Ok(());
+        }
+        self.write_f32(device, &values.iter().map(|&v| v as f32).collect::<Vec<_>>())
+    }
+
     /// Overwrites all elements of an integer tensor.
     pub fn write_u32(&mut self, device: &Device, values: &[u32]) -> Result<()> {
         check_len(&self.shape, values.len())?;

@@ -18,7 +18,7 @@ use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
 
 /// Channels that the 1x1 input convolution makes for the ImageNet encoder behind it.
-const ENCODER_CHANNELS: usize = 3;
+pub(super) const ENCODER_CHANNELS: usize = 3;
 
 /// Parameters, under the notebooks' names without their outer `unet.`.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {

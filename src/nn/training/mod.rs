@@ -2,8 +2,12 @@
 //! the parameters' struct, in the wide type, and are added to (`+=`); those of activations are written (`=`).
 
 mod block;
+mod stack;
+mod time;
 
 pub use block::{BlockParams, BlockSaved, BlockScratch, Modulation};
+pub use stack::BlockStack;
+pub use time::{VectorMlp, VectorSaved};
 
 use crate::device::Device;
 use crate::error::Result;
