@@ -39,6 +39,7 @@ pub use self::digest::{sha256_file, sha256_hex};
 pub use self::dtype::FileDType;
 pub use self::h5::{require_h5, write_h5};
 pub use self::h5_read::{H5Array, H5File};
+pub(crate) use self::mapped::{map_file, read_text};
 pub use self::npy::{NonFinite, Npy, NpyData, read_npy, read_npy_f32};
 pub use self::npy_part::NpyPart;
 pub use self::npy_writer::{NpyWriter, write_npy_f32, write_npy_u32};

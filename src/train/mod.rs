@@ -1,0 +1,10 @@
+//! Training: what a run is made of, how it is kept on disk, and how it goes on.
+
+pub mod checkpoint;
+pub mod config;
+pub mod curve;
+pub mod folder;
+pub mod metrics;
+
+pub use self::config::TrainConfig;
+pub use self::folder::RunFolder;
