@@ -12,3 +12,4 @@ pub mod nn;
 pub mod ops;
 pub mod rng;
 pub mod tensor;
+pub mod train;

@@ -7,11 +7,13 @@
 pub mod activation;
 pub mod attention;
 pub mod backward;
+pub mod dropout;
 pub mod embed;
 pub mod layernorm;
 pub mod linear;
 pub mod loss;
 pub mod noise;
+pub mod optimizer;
 pub mod patch;
 pub mod product;
 mod reduce;
@@ -56,7 +58,8 @@ pub(crate) use spec;
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
     all.push(attention::UNFUSED_LAYOUT);
-    all.extend([activation::LAYOUT, loss::LAYOUT]);
+    all.extend([activation::LAYOUT, loss::LAYOUT, dropout::LAYOUT]);
+    all.extend(optimizer::LAYOUTS);
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);

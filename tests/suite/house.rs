@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::common::root;
 
 /// Modules of the library, lowest first; a module may import from rows above its own, and from itself.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["error", "math"],
     &["device"],
     &["tensor", "rng"],
@@ -15,6 +15,7 @@ const LAYERS: [&[&str]; 9] = [
     &["nn"],
     &["models"],
     &["flow", "data"],
+    &["train"],
     &["cli"],
 ];
 
