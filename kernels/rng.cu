@@ -10,7 +10,7 @@
 //
 // PRECOND: block 256, any 1-D grid (grid-stride); one thread per four draws: images ceil(per_image / 4) of them;
 //          per_image <= 2^31 - 1.
-#include "prelude.cuh"
+#include "philox.cuh"
 
 struct NormalSpec {
   unsigned seed_lo, seed_hi;
@@ -21,18 +21,6 @@ struct NormalSpec {
 SPEC_LAYOUT(NormalSpec, seed_lo, seed_hi, first_lo, first_hi, per_image, images, stream)
 
 namespace {
-
-__device__ __forceinline__ uint4 philox4x32_10(uint4 c, uint2 key) {
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c.x, p1 = static_cast<uint64_t>(0xCD9E8D57u) * c.z;
-    c = make_uint4(static_cast<uint32_t>(p1 >> 32) ^ c.y ^ key.x, static_cast<uint32_t>(p1),
-                   static_cast<uint32_t>(p0 >> 32) ^ c.w ^ key.y, static_cast<uint32_t>(p0));
-    key.x += 0x9E3779B9u;
-    key.y += 0xBB67AE85u;
-  }
-  return c;
-}
 
 // (word + 1/2) / 2^32
 __device__ __forceinline__ float unit(uint32_t word) {
@@ -88,7 +76,7 @@ KERNEL(__launch_bounds__(256) normal_fwd_f32)(float* __restrict__ out, NormalSpe
   for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
     const uint64_t image = i / fours, index = first + image;
     const uint32_t four = static_cast<uint32_t>(i % fours);
-    const uint4 w = philox4x32_10(make_uint4(static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), four, s.stream),
+    const uint4 w = dev::philox4x32_10(make_uint4(static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), four, s.stream),
                                   make_uint2(s.seed_lo, s.seed_hi));
     const float2 p = box_muller(w.x, w.y), q = box_muller(w.z, w.w);
     const float v[4] = {p.x, p.y, q.x, q.y};

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod attention;
 pub mod backward;
+pub mod dropout;
 pub mod embed;
 pub mod fold;
 pub mod layernorm;
@@ -60,6 +61,8 @@ pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
     all.push(attention::UNFUSED_LAYOUT);
     all.extend([activation::LAYOUT, fold::LAYOUT, loss::LAYOUT, parts::LAYOUT]);
+    all.extend([activation::LAYOUT, loss::LAYOUT, dropout::LAYOUT]);
+    all.extend(optimizer::LAYOUTS);
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);

@@ -1,10 +1,12 @@
-//! Training: what a run is made of, how it is kept on disk, and how it goes on.
+//! Training: what a run is made of, what turns gradients into weights, how it is kept on disk, and how it goes on.
 
 pub mod checkpoint;
 pub mod config;
 pub mod curve;
 pub mod folder;
 pub mod metrics;
+pub mod optimizer;
+pub mod schedule;
 
 pub use self::config::TrainConfig;
 pub use self::folder::RunFolder;
