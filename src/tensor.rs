@@ -38,6 +38,16 @@ impl DType {
         if self == Self::F64 { Self::F64 } else { Self::F32 }
     }
 
+    /// What weights and activations of a model are best stored in on `device`: f16 on a GPU, on a CPU bf16 where it has
+    /// instructions for it, else f32.
+    pub fn best(device: &Device) -> Self {
+        match device {
+            Device::Cpu(cpu) if cpu.level().has_bf16() => Self::BF16,
+            Device::Cpu(_) => Self::F32,
+            Device::Cuda(_) => Self::F16,
+        }
+    }
+
     /// Name used in kernel names, flags and recipes.
     pub fn name(self) -> &'static str {
         match self {

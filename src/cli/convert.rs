@@ -1,10 +1,10 @@
 //! `arclet convert`: a checkpoint trained elsewhere, written in our own layout.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arclet::error::{Error, Result};
-use arclet::io::{Checkpoint, FileDType, TensorBytes, write_atomic, write_safetensors};
+use arclet::io::{Checkpoint, FileDType, TensorBytes};
+use arclet::models::export::write_model;
 use arclet::models::import::Import;
 use arclet::models::specs;
 use arclet::tensor::DType;
@@ -78,14 +78,11 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let source = Source::open(Some(&args.input))?;
     let weights = source.weights(args.report.quiet)?;
     refuse_occupied(&args.output, args.force)?;
-    let config = report::to_json(&weights.config().to_json())?;
     let tensors = tensors(&weights, args.dtype)?;
 
     std::fs::create_dir_all(&args.output).map_err(|e| Error::output(&args.output, e))?;
     let count = tensors.len();
-    let metadata = BTreeMap::from([("config".to_owned(), config.clone()), ("format".to_owned(), "pt".to_owned())]);
-    write_safetensors(args.output.join("model.safetensors"), tensors, &metadata)?;
-    write_atomic(args.output.join("config.json"), (config + "\n").as_bytes())?;
+    write_model(&args.output, weights.config(), tensors)?;
     let written = Checkpoint::open(&args.output)?;
     if Import::new(&written)?.config != *weights.config() {
         return Err(Error::Runtime(format!("{} reads back as another model", args.output.display())));

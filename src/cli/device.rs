@@ -41,19 +41,9 @@ pub fn open(args: &ComputeArgs, quiet: bool) -> Result<Device> {
     }
 }
 
-/// What weights and activations are stored in when nothing else is asked for: on a CPU bf16 where it has instructions for
-/// it, else f32.
-pub fn default_dtype(device: &Device) -> DType {
-    match device {
-        Device::Cpu(cpu) if cpu.level().has_bf16() => DType::BF16,
-        Device::Cpu(_) => DType::F32,
-        Device::Cuda(_) => DType::F16,
-    }
-}
-
 /// The type that `choice` means on `device`; says so where `auto` takes bf16 on a CPU.
 pub fn dtype(choice: DTypeChoice, device: &Device, quiet: bool) -> DType {
-    let dtype = choice.or(default_dtype(device));
+    let dtype = choice.or(DType::best(device));
     if let (DTypeChoice::Auto, DType::BF16, Device::Cpu(cpu)) = (choice, dtype, device) {
         report::note(
             quiet,

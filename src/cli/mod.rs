@@ -18,6 +18,7 @@ mod recipe;
 mod report;
 mod sample;
 mod settings;
+mod train;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -46,6 +47,8 @@ enum Verb {
     // A setting from a file and the flag that overrides it are two occurrences of one argument.
     #[command(args_override_self = true, after_help = sample::EXAMPLES)]
     Sample(sample::SampleArgs),
+    #[command(after_help = train::EXAMPLES)]
+    Train(train::TrainArgs),
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
     #[command(after_help = convert::EXAMPLES)]
@@ -88,6 +91,7 @@ impl Verb {
                 },
                 None => sample::run(&args),
             },
+            Self::Train(args) => train::run(&args),
             Self::Inspect(args) => inspect::run(&args),
             Self::Convert(args) => convert::run(&args),
             Self::Merge(args) => merge::run(&args),

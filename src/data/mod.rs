@@ -18,5 +18,5 @@ pub mod transform;
 
 pub use self::image::Image;
 pub use self::loader::{Batch, Loader, LoaderState};
-pub use self::set::{DataSet, SourceOptions};
+pub use self::set::{DataSet, SourceOptions, splits};
 pub use self::transform::TransformConfig;

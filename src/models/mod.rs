@@ -3,6 +3,7 @@
 pub mod builtin;
 pub mod config;
 pub mod dit;
+pub mod export;
 mod fields;
 pub mod flow_vit;
 pub mod import;

@@ -176,6 +176,13 @@ pub struct AdamRule {
     pub decoupled: bool,
 }
 
+impl AdamRule {
+    /// `torch.optim.Adam`'s: betas 0.9 and 0.999, eps 1e-8, no decay.
+    pub const ADAM: Self = Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, decoupled: false };
+    /// `torch.optim.AdamW`'s: the same, decoupled decay of 0.01.
+    pub const ADAMW: Self = Self { weight_decay: 0.01, decoupled: true, ..Self::ADAM };
+}
+
 /// One step of Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019) as `torch.optim`'s, on one parameter of any
 /// shape: `weight` and its moments `mean` and `square` are updated where `report` says that the gradients are finite.
 ///

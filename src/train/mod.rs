@@ -3,10 +3,14 @@
 pub mod checkpoint;
 pub mod config;
 pub mod curve;
+pub mod examples;
 pub mod folder;
+pub mod learner;
 pub mod metrics;
 pub mod optimizer;
 pub mod schedule;
+pub mod trainer;
+mod watch;
 
 pub use self::config::TrainConfig;
 pub use self::folder::RunFolder;

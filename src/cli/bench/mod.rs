@@ -114,7 +114,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         rows: Vec::new(),
     };
     for &dtype in &args.dtype {
-        session.measure(dtype.or(device::default_dtype(&device)), measures)?;
+        session.measure(dtype.or(DType::best(&device)), measures)?;
     }
     if measures.contains(&Measure::Ladder) && !args.first_image && !args.follow {
         session.ladder()?;
@@ -139,7 +139,7 @@ fn launches(args: &BenchArgs, weights: &Weights) -> Result<()> {
         return tune::tune(weights.config(), &cuda, tuning_runs(args), path);
     }
     let device = Device::Cuda(cuda);
-    let model = weights.load(&device, args.dtype[0].or(device::default_dtype(&device)))?;
+    let model = weights.load(&device, args.dtype[0].or(DType::best(&device)))?;
     let (.., phases) = phases::trace(&model, args.batch as usize, args.guidance_scale)?;
     report::print_json(&phases)
 }

@@ -1,6 +1,6 @@
 //! The diffusion transformer with its backward: see [`crate::models::dit`] for what it computes.
 
-use super::{Conditions, Named, NamedMut, name_block, name_pair, name_pair_mut};
+use super::{Conditions, Named, NamedMut, Stop, go_on, name_block, name_pair, name_pair_mut};
 use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
@@ -37,7 +37,7 @@ pub struct DitStep {
     c: Tensor,
     parts: Vec<Modulation>,
     last_parts: [Tensor; 2],
-    stack: BlockStack,
+    pub(super) stack: BlockStack,
     normed: Tensor,
     /// Rows of the adaLN layers and their gradients, [B, 6 D] and [B, 2 D].
     rows: Tensor,
@@ -144,6 +144,7 @@ impl DitStep {
     }
 
     /// out [B, T, C P P] of the patches [B, T, C P P].
+    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &mut self,
         config: &ModelConfig,
@@ -152,6 +153,7 @@ impl DitStep {
         conditions: &Conditions,
         patches: &Tensor,
         out: &mut Tensor,
+        stop: Stop,
     ) -> Result<()> {
         let Self { time, sum, c, parts, last_parts, stack, normed, rows, last_rows, workspace, .. } = self;
         params.time.forward(device, time, workspace)?;
@@ -162,6 +164,7 @@ impl DitStep {
         let embed = Operands { bias, residual, ..Operands::new(patches, &params.patch_embed.weight) };
         linear(device, embed, &mut stack.x, None, workspace)?;
         for (i, (block, adaln)) in params.blocks.iter().zip(&params.adaln).enumerate() {
+            go_on(stop)?;
             adaln.forward(device, c, rows, workspace)?;
             split(device, rows, &mut parts[i])?;
             stack.forward(device, i, block, Some(&parts[i]), workspace)?;
@@ -184,6 +187,7 @@ impl DitStep {
         patches: &Tensor,
         dout: &Tensor,
         grads: &mut DitParams,
+        stop: Stop,
     ) -> Result<()> {
         let Self { time, sum, c, parts, last_parts, stack, normed, rows, last_rows, .. } = self;
         let Self { d_parts, d_normed, dc: [dc, share, joined], sums, workspace, .. } = self;
@@ -195,6 +199,7 @@ impl DitStep {
         join(device, &d_parts[..2], last_rows)?;
         params.last_adaln.backward(device, c, last_rows, Some(dc), &mut grads.last_adaln, sums)?;
         for (i, (block, adaln)) in params.blocks.iter().zip(&params.adaln).enumerate().rev() {
+            go_on(stop)?;
             let modulated = Some((&parts[i], &mut *d_parts));
             stack.backward(device, i, block, modulated, &mut grads.blocks[i], workspace)?;
             join(device, d_parts, rows)?;

@@ -1,6 +1,6 @@
 //! The flow-matching ViT with its backward: see [`crate::models::flow_vit`] for what it computes.
 
-use super::{Named, NamedMut, name_block, name_pair, name_pair_mut};
+use super::{Named, NamedMut, Stop, go_on, name_block, name_pair, name_pair_mut};
 use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
@@ -37,7 +37,7 @@ pub struct FlowVitStep {
     /// The input convolution in the patch embedding, and its gradient, in the types of parameters and of gradients.
     folded: Pair,
     d_folded: Pair,
-    stack: BlockStack,
+    pub(super) stack: BlockStack,
     /// Tokens with the time; the first output layer's product, and its activation, [B, T, D].
     timed: Tensor,
     product: Tensor,
@@ -156,6 +156,7 @@ impl FlowVitStep {
         params: &FlowVitParams,
         patches: &Tensor,
         out: &mut Tensor,
+        stop: Stop,
     ) -> Result<()> {
         let Self { time, folded, stack, timed, product, hidden, workspace, .. } = self;
         fold(device, params.folded(), &mut folded.weight, &mut folded.bias)?;
@@ -163,6 +164,7 @@ impl FlowVitStep {
         let embed = Operands { bias, residual, ..Operands::new(patches, &folded.weight) };
         linear(device, embed, &mut stack.x, None, workspace)?;
         for (i, block) in params.blocks.iter().enumerate() {
+            go_on(stop)?;
             stack.forward(device, i, block, None, workspace)?;
         }
         params.time.forward(device, time, workspace)?;
@@ -180,6 +182,7 @@ impl FlowVitStep {
         patches: &Tensor,
         dout: &Tensor,
         grads: &mut FlowVitParams,
+        stop: Stop,
     ) -> Result<()> {
         let Self { time, folded, d_folded, stack, timed, product, hidden, .. } = self;
         let Self { d_tokens: [d_hidden, d_product], d_time, sums, workspace, .. } = self;
@@ -191,6 +194,7 @@ impl FlowVitStep {
         sum_tokens(device, dy, d_time)?;
         params.time.backward(device, time, d_time, &mut grads.time, sums)?;
         for (i, block) in params.blocks.iter().enumerate().rev() {
+            go_on(stop)?;
             stack.backward(device, i, block, None, &mut grads.blocks[i], workspace)?;
         }
         add_images(device, stack.dx(), &mut grads.positions)?;

@@ -153,6 +153,13 @@ impl Params {
     }
 }
 
+/// Whether a pass should end before its time.
+pub type Stop = fn() -> bool;
+
+fn go_on(stop: Stop) -> Result<()> {
+    if stop() { Err(Error::Interrupted("a training step was left unfinished".into())) } else { Ok(()) }
+}
+
 /// What a step knows of its images beside the pixels.
 pub struct Conditions {
     /// Class of each image, `[B]`.
@@ -239,6 +246,14 @@ impl Step {
         self.x.dim(0)
     }
 
+    /// Bytes that blocks keep for their way back, and what they would keep if none were run again.
+    pub fn activation_bytes(&self) -> [usize; 2] {
+        match &self.network {
+            Network::FlowVit(step) => step.stack.bytes(),
+            Network::Dit(step) => step.stack.bytes(),
+        }
+    }
+
     /// Uploads what the next forward pass reads. `scale` is on the loss in front of its gradient.
     ///
     /// # Errors
@@ -266,16 +281,16 @@ impl Step {
         self.scale.write_f64(device, &[scale])
     }
 
-    /// The loss of the images set, on the device.
+    /// The loss of the images set, on the device. `stop` is asked in front of every block.
     ///
     /// # Errors
-    /// The operations'.
-    pub fn forward(&mut self, params: &Params) -> Result<()> {
+    /// The operations'; [`Error::Interrupted`].
+    pub fn forward(&mut self, params: &Params, stop: Stop) -> Result<()> {
         let Self { config, device, x, patches, out, conditions, velocity, .. } = self;
         patchify(device, x, config.patch_size, patches)?;
         match (&mut self.network, params) {
-            (Network::FlowVit(step), Params::FlowVit(p)) => step.forward(device, p, patches, out)?,
-            (Network::Dit(step), Params::Dit(p)) => step.forward(config, device, p, conditions, patches, out)?,
+            (Network::FlowVit(step), Params::FlowVit(p)) => step.forward(device, p, patches, out, stop)?,
+            (Network::Dit(step), Params::Dit(p)) => step.forward(config, device, p, conditions, patches, out, stop)?,
             _ => return Err(other_model()),
         }
         unpatchify(device, out, config.patch_size, velocity)?;
@@ -285,17 +300,17 @@ impl Step {
     /// Adds the gradients of the loss of the last forward pass to `grads`.
     ///
     /// # Errors
-    /// The operations'.
-    pub fn backward(&mut self, params: &Params, grads: &mut Params) -> Result<()> {
+    /// As [`Self::forward`].
+    pub fn backward(&mut self, params: &Params, grads: &mut Params, stop: Stop) -> Result<()> {
         let Self { config, device, patches, d_out, conditions, velocity, d_velocity, .. } = self;
         mse_backward(device, velocity, &self.target, &self.scale, d_velocity)?;
         unpatchify_backward(device, d_velocity, config.patch_size, d_out)?;
         match (&mut self.network, params, grads) {
             (Network::FlowVit(step), Params::FlowVit(p), Params::FlowVit(g)) => {
-                step.backward(device, p, patches, d_out, g)
+                step.backward(device, p, patches, d_out, g, stop)
             }
             (Network::Dit(step), Params::Dit(p), Params::Dit(g)) => {
-                step.backward(config, device, p, conditions, patches, d_out, g)
+                step.backward(config, device, p, conditions, patches, d_out, g, stop)
             }
             _ => Err(other_model()),
         }

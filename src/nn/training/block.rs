@@ -208,6 +208,12 @@ fn split(parts: Option<[&mut Tensor; 3]>) -> (Option<[&mut Tensor; 2]>, Option<&
 }
 
 impl BlockSaved {
+    /// Bytes of all buffers.
+    pub fn bytes(&self) -> usize {
+        let Self { normed: [h1, h2], qkv, attended, lse, proj, middle, fc1, hidden, fc2, y } = self;
+        [h1, h2, qkv, attended, lse, proj, middle, fc1, hidden, fc2, y].into_iter().map(Tensor::bytes).sum()
+    }
+
     /// Buffers for `batch` images of `tokens` tokens.
     ///
     /// # Errors

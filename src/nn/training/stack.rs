@@ -12,6 +12,7 @@ use crate::tensor::{DType, Tensor};
 /// Memory of the blocks for one batch.
 pub struct BlockStack {
     config: BlockConfig,
+    depth: usize,
     /// What the first block reads, [B, T, D].
     pub x: Tensor,
     /// One a block, or one for all.
@@ -40,12 +41,20 @@ impl BlockStack {
         let (saves, keeps) = if recompute { (1, depth.saturating_sub(1)) } else { (depth, 0) };
         Ok(Self {
             config,
+            depth,
             x: zeros()?,
             saved: (0..saves).map(|_| saved()).collect::<Result<_>>()?,
             kept: (0..keeps).map(|_| zeros()).collect::<Result<_>>()?,
             scratch: BlockScratch::new(&config, device, dtype, batch, tokens)?,
             d: [zeros()?, zeros()?],
         })
+    }
+
+    /// Bytes that are kept for the way back, and what would be kept if no block were run again.
+    pub fn bytes(&self) -> [usize; 2] {
+        let block = self.saved.first().map_or(0, BlockSaved::bytes);
+        let kept: usize = self.kept.iter().map(Tensor::bytes).sum();
+        [block * self.saved.len() + kept, block * self.depth]
     }
 
     /// What the last block made, [B, T, D].
@@ -112,7 +121,7 @@ impl BlockStack {
         if i < self.kept.len() {
             self.run(device, i, block, modulated.as_ref().map(|(parts, _)| &**parts), workspace)?;
         }
-        let Self { config, x, saved, kept, scratch, d: [dy, dx] } = self;
+        let Self { config, x, saved, kept, scratch, d: [dy, dx], .. } = self;
         let own = if kept.is_empty() { i } else { 0 };
         let x = if i == 0 { &*x } else { kept.get(i - 1).unwrap_or_else(|| &saved[i - 1].y) };
         block.backward(config, device, x, modulated, &saved[own], dy, dx, grads, scratch)?;

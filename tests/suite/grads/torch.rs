@@ -70,8 +70,8 @@ fn gradients(
     step.set(&images.examples(), 1.0).unwrap();
     device
         .run(|| {
-            step.forward(&params)?;
-            step.backward(&params, &mut grads)
+            step.forward(&params, || false)?;
+            step.backward(&params, &mut grads, || false)
         })
         .unwrap();
     let all = grads.read(&config, device).unwrap();

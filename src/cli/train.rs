@@ -1,0 +1,271 @@
+//! `arclet train`: trains a model from a file of settings, or goes on with a run.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arclet::data::{DataSet, splits};
+use arclet::device::Device;
+use arclet::error::{Error, Result};
+use arclet::models::config::ModelConfig;
+use arclet::models::training::initial;
+use arclet::train::config::{ModelPlan, Precision};
+use arclet::train::folder::{DataRecord, InitRecord, RunRecord};
+use arclet::train::metrics::Record;
+use arclet::train::trainer::{End, Plan, Trainer};
+use arclet::train::{RunFolder, TrainConfig};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::model::{Source, Weights};
+use super::options::{ComputeArgs, DTypeChoice, ReportArgs};
+use super::{device, interrupt, report};
+
+/// Shown below the help.
+pub const EXAMPLES: &str = "\
+Examples:
+  arclet train --config configs/lens-dit-s.toml --data lenses --minutes 60 --out run
+  arclet train --resume --out run --steps 20000";
+
+/// Part of a folder that is validated on where nothing else is said.
+const VALIDATION: &str = "val";
+
+/// Trains a flow-matching model.
+///
+/// The run folder gets the model (which `sample --model` takes), checkpoints, metrics.jsonl, a picture of the losses,
+/// samples on the way, and all that is needed to repeat the run. Ctrl-C saves and ends; --resume goes on exactly there.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Settings [default: those of the embedded model's shape; with --resume those of the run]
+    #[arg(long, value_name = "FILE.toml")]
+    config: Option<PathBuf>,
+    /// Images to train on: a folder of classes, or a file; goes before the settings'
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// Ends the run after so many minutes; goes before the settings'
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// Ends the run after so many steps; goes before the settings'
+    #[arg(long, value_name = "S")]
+    steps: Option<u64>,
+    /// Seed of everything random; goes before the settings'
+    #[arg(long, value_name = "S", conflicts_with = "resume")]
+    seed: Option<u64>,
+    /// Model to go on from, instead of a new one: a path or the name of a built-in model
+    #[arg(long, value_name = "PATH|NAME", conflicts_with = "resume")]
+    init: Option<String>,
+    /// Folder of the run
+    #[arg(long, value_name = "DIR", default_value = "run")]
+    out: PathBuf,
+    /// Go on with the run in --out from its newest checkpoint
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    report: ReportArgs,
+}
+
+/// Trains.
+///
+/// # Errors
+/// Every kind: see the README for the exit codes.
+pub fn run(args: &TrainArgs) -> Result<()> {
+    interrupt::listen()?;
+    let quiet = args.report.quiet;
+    if !args.resume {
+        RunFolder::refuse_occupied(&args.out)?;
+    }
+    let before = if args.resume { Some(RunFolder::resume(&args.out)?) } else { None };
+    let config = settings(args, before.as_ref().map(|(_, config, _)| config))?;
+    let source = match &config.model {
+        ModelPlan::FineTune { init } => Some(Source::open(Some(Path::new(init)))?),
+        ModelPlan::New(_) => None,
+    };
+    let weights = source.as_ref().map(|source| source.velocity_weights(quiet)).transpose()?;
+    let (data, validation) = open_data(&config, weights.as_ref().map(Weights::config))?;
+    let model = match (&config.model, &weights) {
+        (ModelPlan::New(new), _) => new.config(data.classes(), config.data.value_range()),
+        (_, Some(weights)) => weights.config().clone(),
+        _ => return Err(Error::Runtime("a model to go on from was not opened".into())),
+    };
+    let device = device::open(&args.compute, quiet)?;
+
+    let record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;
+    let folder = match before {
+        None => RunFolder::create(&args.out, &config, &record)?,
+        Some((folder, _, then)) => {
+            if let Some(difference) = then.data.difference(&record.data) {
+                report::note(quiet, format!("the data changed since the run began: {difference}"));
+            }
+            folder.write_config(&config)?;
+            folder
+        }
+    };
+    let seed = config.run.seed;
+    let mut read = |name: &str| match &weights {
+        Some(weights) => weights.source().read(name),
+        None => initial(&model, name, seed).ok_or_else(|| Error::Runtime(format!("no parameter {name}"))),
+    };
+    let plan = Plan { config, model: model.clone(), data, validation, device, stop: interrupt::requested };
+    let (mut trainer, warnings) = Trainer::new(plan, folder, args.resume, &mut read)?;
+    warnings.iter().for_each(|warning| report::note(quiet, warning));
+    describe(&trainer, &model, quiet);
+
+    let bar = progress_bar(quiet);
+    let end = trainer.run(&mut |trainer, record| show(trainer, record, &bar, quiet));
+    bar.finish_and_clear();
+    let end = end?;
+    if end == End::Patience {
+        report::note(quiet, "ended early: the validation loss does not fall any more; the model is the best one");
+    }
+    let (steps, images, seconds) = (trainer.steps(), trainer.images(), trainer.seconds());
+    if args.report.json {
+        report::print_json(&json!({
+            "out": args.out, "steps": steps, "images": images, "seconds": seconds, "validation_loss": trainer.best(),
+            "ended": if end == End::Patience { "patience" } else { "done" },
+        }))?;
+    }
+    let rate = images as f64 / seconds.max(1e-9);
+    report::note(quiet, format!("{steps} steps, {rate:.1} images/s; the model is in {}", args.out.display()));
+    Ok(())
+}
+
+/// Settings of the file or of the run, with the flags before them.
+fn settings(args: &TrainArgs, before: Option<&TrainConfig>) -> Result<TrainConfig> {
+    let mut config = match (&args.config, before) {
+        (Some(path), _) => TrainConfig::read(path)?,
+        (None, Some(config)) => config.clone(),
+        (None, None) => TrainConfig::default(),
+    };
+    config.data.path = args.data.clone().or(config.data.path);
+    // A flag says what ends the run; of the settings, what the flags do not say.
+    if args.minutes.is_some() || args.steps.is_some() {
+        (config.run.minutes, config.run.steps) = (args.minutes, args.steps);
+    }
+    config.run.seed = args.seed.unwrap_or(config.run.seed);
+    if let Some(init) = &args.init {
+        config.model = ModelPlan::FineTune { init: init.clone() };
+    }
+    config.precision.dtype = match args.compute.dtype {
+        DTypeChoice::Auto => config.precision.dtype,
+        DTypeChoice::F32 => Precision::F32,
+        DTypeChoice::F16 => Precision::F16,
+        DTypeChoice::Bf16 => Precision::Bf16,
+    };
+    config.check().map_err(Error::usage)?;
+    Ok(config)
+}
+
+/// Images to train and to validate on; of a model that has classes, its own, found by name.
+fn open_data(config: &TrainConfig, init: Option<&ModelConfig>) -> Result<(Arc<DataSet>, Option<Arc<DataSet>>)> {
+    let section = &config.data;
+    let path = section.path.as_ref().ok_or_else(|| {
+        Error::usage("no images to train on: expected --data PATH, or \"path\" in the table [data] of the settings")
+    })?;
+    let mut options = section.source();
+    if let Some(classes) = init.and_then(|model| model.classes.as_ref()) {
+        options.classes = options.classes.or_else(|| Some(classes.names.clone()));
+    }
+    let open =
+        |path: &str, options| Ok::<_, Error>(DataSet::open(path, options)?.transformed(section.transform.clone())?);
+    let data = open(path, &options)?;
+    let mut held_out = section.validation_source(data.classes());
+    let elsewhere = section.validation_path.as_ref();
+    if elsewhere.is_none() && held_out.split.is_none() {
+        held_out.split = splits(path)?.into_iter().find(|split| split == VALIDATION);
+    }
+    let validation = match (elsewhere, &held_out.split) {
+        (Some(path), _) => Some(open(path, &held_out)?),
+        (None, Some(_)) => Some(open(path, &held_out)?),
+        (None, None) => None,
+    };
+    Ok((Arc::new(data), validation.map(Arc::new)))
+}
+
+fn record(
+    config: &TrainConfig,
+    device: &Device,
+    data: &DataSet,
+    validation: Option<&DataSet>,
+    init: Option<&Source>,
+) -> Result<RunRecord> {
+    let (seed, dtype) = (config.run.seed, config.precision.dtype.dtype());
+    let data = device.run(|| DataRecord::of(data))?;
+    Ok(RunRecord {
+        validation: validation.map(|set| device.run(|| DataRecord::of(set))).transpose()?,
+        init: init.map(|source| InitRecord { name: source.name(), sha256: source.sha256() }),
+        ..RunRecord::new(seed, dtype.name(), &device.name(), &device.description(), data)
+    })
+}
+
+fn describe(trainer: &Trainer, model: &ModelConfig, quiet: bool) {
+    let parameters: usize = arclet::models::specs(model).iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let (batch, times) = trainer.batch();
+    let often = if times > 1 { format!(", {times} times a step") } else { String::new() };
+    report::note(
+        quiet,
+        format!(
+            "{}: {:.1} million parameters, {batch} images at a time{often}",
+            model.architecture.name(),
+            parameters as f64 / 1e6
+        ),
+    );
+    let [kept, otherwise] = trainer.activation_bytes();
+    let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    if kept < otherwise {
+        report::note(
+            quiet,
+            format!(
+                "checkpoint_activations: blocks keep {:.0} MB instead of {:.0} MB",
+                megabytes(kept),
+                megabytes(otherwise)
+            ),
+        );
+    }
+    if trainer.steps() > 0 {
+        report::note(quiet, format!("goes on from step {}", trainer.steps()));
+    }
+}
+
+fn progress_bar(quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}");
+    ProgressBar::new(1000).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// A line of the metrics: in the bar on a terminal, else as a line.
+fn show(trainer: &Trainer, record: &Record, bar: &ProgressBar, quiet: bool) {
+    let progress = trainer.progress();
+    bar.set_position((1000.0 * progress) as u64);
+    let line = match record {
+        Record::Train { step, loss, learning_rate, gradient_norm, images_per_s, .. } => {
+            let left = trainer.seconds() * (1.0 - progress) / progress.max(1e-9);
+            let line = format!(
+                "step {step}  loss {loss:.4}  lr {learning_rate:.2e}  |g| {gradient_norm:.3}  {images_per_s:.1} images/s  {} left",
+                clock(left)
+            );
+            if !bar.is_hidden() {
+                bar.set_message(line);
+                return;
+            }
+            line
+        }
+        Record::Validation { step, loss, best, .. } => {
+            format!("step {step}  validation loss {loss:.5}{}", if *best { "  (best)" } else { "" })
+        }
+        Record::Event { step, message } => format!("step {step}  {message}"),
+    };
+    bar.suspend(|| report::note(quiet, line));
+}
+
+/// Seconds as a person reads them.
+fn clock(seconds: f64) -> String {
+    let seconds = seconds.min(3.6e8) as u64;
+    match seconds / 3600 {
+        0 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        hours => format!("{hours}:{:02}:{:02}", seconds / 60 % 60, seconds % 60),
+    }
+}
