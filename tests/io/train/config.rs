@@ -192,8 +192,8 @@ proptest! {
         steps in proptest::option::of(1u64..=1_000_000_000), minutes in proptest::option::of(1e-6f64..1e6),
         f16 in any::<bool>(), switch in any::<bool>(),
     ) {
-        let mut config = TrainConfig::default();
-        config.model = init.map_or(ModelPlan::New(new), |init| ModelPlan::FineTune { init });
+        let model = init.map_or(ModelPlan::New(new), |init| ModelPlan::FineTune { init });
+        let mut config = TrainConfig { model, ..TrainConfig::default() };
         (config.data.path, config.data.channels, config.data.channels_last) = (path, channels, last);
         config.data.transform.output_range = range.map(|(low, high)| [low, high]);
         (config.flow.time, config.flow.logit_std) = (TimeDensity::LogitNormal, std);
