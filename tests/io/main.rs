@@ -12,6 +12,7 @@ mod npy_part;
 mod npz;
 mod object_npy;
 mod preview;
+mod train;
 mod watch;
 
 use std::fmt::Debug;

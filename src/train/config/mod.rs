@@ -66,7 +66,7 @@ impl TrainConfig {
                 });
             }
             if !value.is_table() {
-                return Err(format!("{name} is a {}, the table [{name}] expected", value.type_str()));
+                return Err(format!("{name}: found {}, the table [{name}] expected", value.type_str()));
             }
         }
         let config = Self {

@@ -89,7 +89,7 @@ impl ModelPlan {
         }
         match init.as_str() {
             Some(init) => Ok(Self::FineTune { init: init.to_owned() }),
-            None => Err(format!("key \"init\": found a {}, expected a string", init.type_str())),
+            None => Err(format!("key \"init\": found {}, expected a string", init.type_str())),
         }
     }
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::DataSet;
 use crate::error::{Error, Result};
-use crate::io::{sha256_file, sha256_hex};
+use crate::io::digest::sha256_of_parts;
+use crate::io::sha256_file;
 
 /// Most bytes whose content is digested.
 const MAX_CONTENT: u64 = 1 << 30;
@@ -27,8 +28,8 @@ pub struct DataRecord {
     pub shape: [usize; 3],
     /// What the digest is of.
     pub hashed: Hashed,
-    /// SHA-256 over the files in order (name below `path`, size, and the digest of the content where it counts) and the
-    /// labels of their images.
+    /// SHA-256 over the files in order (name below `path`, size, and the digest of the content where it counts), the
+    /// names of the classes, and the label of each image as four little-endian bytes.
     pub sha256: String,
 }
 
@@ -72,7 +73,8 @@ impl DataRecord {
             // Writing to a string cannot fail.
             let _ = writeln!(listing, "{digest} {size} {:?}", name.to_string_lossy());
         }
-        let _ = writeln!(listing, "{:?} {:?}", set.classes(), set.labels());
+        let _ = writeln!(listing, "{:?}", set.classes());
+        let labels: Vec<u8> = set.labels().iter().flat_map(|label| label.to_le_bytes()).collect();
 
         let mut classes: Vec<(String, u64)> = set.classes().iter().map(|name| (name.clone(), 0)).collect();
         for &label in set.labels() {
@@ -84,7 +86,7 @@ impl DataRecord {
             classes,
             shape: set.shape()?,
             hashed,
-            sha256: sha256_hex(listing.as_bytes()),
+            sha256: sha256_of_parts([listing.as_bytes(), &labels]),
         })
     }
 
