@@ -68,7 +68,7 @@ fn decays_of_moving_averages_are_ema_pytorchs() {
         let (call, want) = (row[0].as_u64().unwrap() + 1, row[1].as_f64().unwrap());
         let every = rule(1).decay(call);
         assert!((every - want).abs() < 1e-6, "call {call}: {every}, {want} expected");
-        let expected = if (call - 1) % 10 == 0 { every } else { 1.0 };
+        let expected = if (call - 1).is_multiple_of(10) { every } else { 1.0 };
         assert_eq!(EmaRule::EMA_PYTORCH.decay(call), expected, "call {call}");
     }
     assert_eq!(EmaRule::EMA_PYTORCH.decay(1), 0.0, "the first call copies");
