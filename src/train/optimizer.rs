@@ -125,7 +125,7 @@ impl EmaRule {
             Self::Constant { decay } => decay,
             Self::EmaPytorch { beta, update_after_step, update_every, inv_gamma, power, min_value } => {
                 let before = n.saturating_sub(1);
-                if before % update_every.max(1) != 0 {
+                if !before.is_multiple_of(update_every.max(1)) {
                     1.0
                 } else if before <= update_after_step {
                     0.0
