@@ -7,6 +7,7 @@ mod fields;
 pub mod flow_vit;
 pub mod import;
 mod overlay;
+pub mod sampling;
 pub mod vit;
 
 use std::path::PathBuf;
