@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
+use arclet::error::{Error, Result};
 use arclet::flow::schedule::{Solver, TimeConvention};
+use arclet::models::sampling::{MAX_TIME_SHIFT, Sampling, is_time_shift};
 use arclet::tensor::DType;
 use clap::{Args, ValueEnum};
 
@@ -45,7 +47,7 @@ pub enum DeviceChoice {
 impl FromStr for DeviceChoice {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let unknown = || "auto, cpu, cuda or cuda:N expected".to_owned();
         match text {
             "auto" => Ok(Self::Auto),
@@ -128,6 +130,34 @@ impl From<TimeChoice> for TimeConvention {
     }
 }
 
+/// Value of `--shift`.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_shift(text: &str) -> std::result::Result<f64, String> {
+    let shift = text.parse().ok().filter(|s| is_time_shift(*s));
+    shift.ok_or_else(|| format!("a number above 0 and up to {MAX_TIME_SHIFT} expected"))
+}
+
+/// Refuses a `shift` of times other than those of training.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_shift(shift: Option<f64>, time: TimeConvention) -> Result<()> {
+    match shift.filter(|s| *s != 1.0 && time == TimeConvention::Notebook) {
+        Some(shift) => Err(Error::usage(format!("--shift {shift}: not with --time notebook, whose steps are equal"))),
+        None => Ok(()),
+    }
+}
+
+/// The shift that was asked for, or else the model's, which is one of times as in training.
+pub fn shift_or(asked: Option<f64>, time: TimeConvention, model: &Sampling) -> f64 {
+    match time {
+        TimeConvention::Train => asked.unwrap_or(model.time_shift),
+        TimeConvention::Notebook => 1.0,
+    }
+}
+
 /// Value of `--shard`: part `index` (from 1) of `count`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -158,7 +188,7 @@ impl std::fmt::Display for Shard {
 impl FromStr for Shard {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
             Some((index, count)) if 1 <= index && index <= count => Ok(Self { index, count }),

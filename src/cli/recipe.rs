@@ -49,6 +49,9 @@ pub struct Recipe {
     pub evaluations: usize,
     /// Time convention.
     pub time: String,
+    /// Shift of the time grid; 1 is equal steps.
+    #[serde(default = "equal_steps")]
+    pub time_shift: f64,
     /// Classifier-free guidance; 1 is off.
     pub guidance_scale: f32,
     /// Whether images were clamped to the value range.
@@ -65,6 +68,11 @@ pub struct Recipe {
     pub preview: PreviewRecipe,
     /// SHA-256 of the file of samples; none in a recipe inside of that file.
     pub data_sha256: Option<String>,
+}
+
+/// The shift of recipes from before there was one.
+fn equal_steps() -> f64 {
+    1.0
 }
 
 /// Which model drew the samples.

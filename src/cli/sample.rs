@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::model::Source;
-use super::options::{ComputeArgs, ReportArgs, Shard, SolverChoice, TimeChoice};
+use super::options::{ComputeArgs, ReportArgs, Shard, SolverChoice, TimeChoice, check_shift, parse_shift, shift_or};
 use super::output::{COLOR_MAP, SampleWriter, Target};
 use super::recipe::{FORMAT, ModelRecipe, PreviewRecipe, Recipe};
 use super::{device, interrupt, report};
@@ -79,6 +79,10 @@ pub struct SampleArgs {
     /// Times that the model is asked at
     #[arg(long, value_enum, default_value = "train")]
     time: TimeChoice,
+    /// Shift of the time grid, t' = S t / (1 + (S - 1) t): below 1 steps are shorter near the data, above 1 near the noise
+    /// [default: the model's time_shift, else 1]
+    #[arg(long, value_name = "S", value_parser = parse_shift, allow_negative_numbers = true)]
+    shift: Option<f64>,
     /// Settings from a TOML file; its keys are the names of these flags, which go before it
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
@@ -95,7 +99,8 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     interrupt::listen()?;
     let quiet = args.report.quiet;
     let convention = TimeConvention::from(args.time);
-    let schedule = schedule(args, convention)?;
+    check_steps(args.steps as usize, convention)?;
+    check_shift(args.shift, convention)?;
     if !args.guidance_scale.is_finite() {
         return Err(Error::usage(format!("--guidance-scale {}: a finite number expected", args.guidance_scale)));
     }
@@ -104,6 +109,9 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let source = Source::open(args.model.as_deref())?;
     let weights = source.velocity_weights(quiet)?;
     let config = weights.config();
+    let shift = shift_or(args.shift, convention, &config.sampling);
+    let schedule = Schedule::shifted(args.solver.into(), args.steps as usize, convention, shift)
+        .ok_or_else(|| Error::Runtime(format!("no schedule of {} steps and shift {shift}", args.steps)))?;
     let classes = resolve_classes(args.class.as_deref(), config.classes.as_ref(), &source.name())?;
     let image = [config.in_channels, config.image_size, config.image_size];
     let noise = args.noise.as_deref().map(|path| read_noise(path, args.n, image)).transpose()?;
@@ -162,6 +170,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         steps: args.steps as usize,
         evaluations: schedule.evaluations(),
         time: convention.name().into(),
+        time_shift: shift,
         guidance_scale: args.guidance_scale,
         clamp: !args.no_clamp,
         value_range: [config.value_range.0, config.value_range.1],
@@ -214,14 +223,16 @@ fn draw_all(
     Ok(drawn.get())
 }
 
-fn schedule(args: &SampleArgs, convention: TimeConvention) -> Result<Schedule> {
-    Schedule::new(args.solver.into(), args.steps as usize, convention).ok_or_else(|| {
-        let least = match convention {
-            TimeConvention::Train => "1",
-            TimeConvention::Notebook => "2 with --time notebook",
-        };
-        Error::usage(format!("--steps {}: at least {least} and at most {MAX_STEPS} expected", args.steps))
-    })
+fn check_steps(steps: usize, convention: TimeConvention) -> Result<()> {
+    let (least, said) = match convention {
+        TimeConvention::Train => (1, "1"),
+        TimeConvention::Notebook => (2, "2 with --time notebook"),
+    };
+    if (least..=MAX_STEPS).contains(&steps) {
+        Ok(())
+    } else {
+        Err(Error::usage(format!("--steps {steps}: at least {said} and at most {MAX_STEPS} expected")))
+    }
 }
 
 /// Numbers of the classes that images get in turn; none for an unconditional model.

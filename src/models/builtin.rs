@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::config::{Architecture, Classes, ModelConfig, Prediction};
+use super::sampling::Sampling;
 use super::specs;
 use crate::error::{Error, Result};
 use crate::nn::params::WeightSource;
@@ -122,6 +123,7 @@ fn vit_b16() -> ModelConfig {
         head_size: 0,
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
+        sampling: Sampling::default(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::sampling::Sampling;
 use crate::nn::block::BlockConfig;
 use crate::ops::embed::Sinusoid;
 use crate::ops::linear::Activation;
@@ -137,6 +138,8 @@ pub struct ModelConfig {
     pub value_range: (f32, f32),
     /// What the output means.
     pub prediction: Prediction,
+    /// How it is sampled unless the user says otherwise.
+    pub sampling: Sampling,
 }
 
 impl ModelConfig {
@@ -224,6 +227,7 @@ impl ModelConfig {
             Prediction::Epsilon => "epsilon",
         };
         map.insert("prediction".into(), prediction.into());
+        self.sampling.insert_into(map, self.prediction);
         json
     }
 

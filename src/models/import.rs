@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::{Architecture, Classes, ModelConfig, Prediction};
+use super::sampling::Sampling;
 use super::{overlay, specs};
 use crate::error::{Error, Result};
 use crate::io::Checkpoint;
@@ -287,6 +288,7 @@ impl Shapes<'_> {
             head_size: 0,
             value_range: (-1.0, 1.0),
             prediction: if original { Prediction::Epsilon } else { Prediction::Velocity },
+            sampling: Sampling::default(),
         };
         Ok(config)
     }
@@ -336,6 +338,7 @@ impl Shapes<'_> {
             head_size: 0,
             value_range: (-1.0, 1.0),
             prediction: Prediction::Velocity,
+            sampling: Sampling::default(),
         })
     }
 

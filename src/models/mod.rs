@@ -9,6 +9,7 @@ pub mod flow_vit;
 pub mod import;
 mod overlay;
 pub mod training;
+pub mod sampling;
 pub mod vit;
 
 use std::path::PathBuf;

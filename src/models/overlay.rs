@@ -102,7 +102,7 @@ impl ModelConfig {
                 other => return Err(format!("{name} is {other:?}, \"velocity\" or \"epsilon\" expected")),
             };
         }
-        Ok(())
+        self.sampling.overlay(&fields, self.prediction)
     }
 
     fn overlay_gelu(&mut self, fields: &Fields) -> Result<(), String> {

@@ -319,6 +319,10 @@ fn a_configuration_may_not_contradict_the_shapes() {
         (json!({ "num_heads": 32 }), "heads of 4 channels"),
         (json!({ "norm_eps": 0 }), "norm_eps is 0"),
         (json!({ "norm_eps": 1e-60 }), "norm_eps is"),
+        (json!({ "time_shift": 0 }), "time_shift is 0, a number above 0 and up to 100 expected"),
+        (json!({ "time_shift": 101 }), "time_shift is 101"),
+        (json!({ "time_shift": "inf" }), "time_shift is \"inf\", a number expected"),
+        (json!({ "time_shift": 2, "prediction": "epsilon" }), "only the times of velocity models"),
         (json!({ "value_range": [0, 1e-60] }), "value_range"),
         (json!({ "value_range": [0, 1e60] }), "value_range"),
         (json!({ "value_range": [1, 0] }), "value_range"),
@@ -329,6 +333,7 @@ fn a_configuration_may_not_contradict_the_shapes() {
     }
     assert_eq!(with(&dit, json!({ "value_range": [0, 2], "mlp_ratio": 2 })).value_range, (0.0, 2.0));
     assert_eq!(with(&dit, json!({ "prediction": "epsilon" })).prediction, Prediction::Epsilon);
+    assert_eq!(with(&dit, json!({ "time_shift": 0.5 })).sampling.time_shift, 0.5);
 }
 
 #[test]

@@ -27,7 +27,7 @@ use arclet::ops::product::ceilings;
 use arclet::tensor::DType;
 
 use super::model::{Source, Weights};
-use super::options::{ComputeArgs, DTypeChoice};
+use super::options::{ComputeArgs, DTypeChoice, check_shift, shift_or};
 use super::sample::read_noise;
 use super::{device, report};
 pub use args::{BenchArgs, Measure};
@@ -65,6 +65,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.measure == [Measure::Simulator] {
         return print(args, &simulator::rows(args)?);
     }
+    check_shift(args.shift, args.time.into())?;
     if args.against.is_some() {
         return against::run(args);
     }
@@ -101,13 +102,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         (asked, false) => asked,
     };
     let steps = args.steps.unwrap_or(if on_cpu { 1 } else { 50 }) as usize;
+    let (time, shift) = (args.time.into(), shift_or(args.shift, args.time.into(), &config.sampling));
     let mut session = Session {
         args,
         source: &source,
         weights: &weights,
         device: &device,
-        time: args.time.into(),
-        schedule: schedule(steps, args.time.into())?,
+        time,
+        shift,
+        schedule: schedule(steps, time, shift)?,
         steps,
         noise: noise.as_deref(),
         open_ms,
@@ -149,8 +152,8 @@ fn tuning_runs(args: &BenchArgs) -> Plan {
     Plan::exactly(FEW_WARM_UPS, LEAST.min(args.iterations as usize))
 }
 
-fn schedule(steps: usize, time: TimeConvention) -> Result<Schedule> {
-    Schedule::new(Solver::Euler, steps, time)
+fn schedule(steps: usize, time: TimeConvention, shift: f64) -> Result<Schedule> {
+    Schedule::shifted(Solver::Euler, steps, time, shift)
         .ok_or_else(|| Error::usage(format!("--steps {steps}: at least 2 expected with --time {}", time.name())))
 }
 
@@ -161,6 +164,7 @@ struct Session<'a> {
     weights: &'a Weights<'a>,
     device: &'a Device,
     time: TimeConvention,
+    shift: f64,
     schedule: Schedule,
     steps: usize,
     noise: Option<&'a [f32]>,
@@ -253,13 +257,15 @@ impl Session<'_> {
         self.rows.push(row);
         if self.source.name() == PUBLISHED && self.time == TimeConvention::Train && self.steps > 1 {
             let notebook = TimeConvention::Notebook;
-            let train = (std::mem::replace(&mut self.schedule, schedule(self.steps, notebook)?), self.time);
-            self.time = notebook;
+            let equal = 1.0;
+            let published = schedule(self.steps, notebook, equal)?;
+            let train = (std::mem::replace(&mut self.schedule, published), self.time, self.shift);
+            (self.time, self.shift) = (notebook, equal);
             let reference = self.reference(loaded.model.dtype, &self.schedule, guidance)?;
             let gate = reference.map(|r| r.check(&loaded.model, batch)).transpose()?;
             let row = time(self, gate)?;
             self.rows.push(row);
-            (self.schedule, self.time) = train;
+            (self.schedule, self.time, self.shift) = train;
         }
         Ok(())
     }
@@ -407,6 +413,7 @@ impl Session<'_> {
             format!("--dtype={dtype}"),
             format!("--steps={}", self.steps),
             format!("--time={}", self.time.name()),
+            format!("--shift={}", self.shift),
             format!("--batch={batch}"),
             format!("--guidance-scale={guidance}"),
         ]);
@@ -440,6 +447,7 @@ impl Session<'_> {
             guidance,
             steps: self.steps,
             time: self.time.name(),
+            shift: self.shift,
             evaluations: self.schedule.evaluations(),
             load_ms: Some(loaded.load_ms),
             open_ms: Some(self.open_ms),
