@@ -65,7 +65,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
             match problem {
                 None => Ok(()),
                 Some(problem) => {
-                    let architecture = import.config.architecture.name();
+                    let architecture = import.config.architecture().name();
                     Err(Error::input(checkpoint.path(), format!("keys do not fit {architecture}: {problem}")))
                 }
             }
@@ -76,9 +76,9 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 /// Parameters that training changes: neither DiT's fixed table of positions, nor the position of the class token that
 /// the flow ViT does without.
 fn parameters(config: &ModelConfig) -> usize {
-    let all = specs(config).into_iter().map(|s| match (config.architecture, s.name.as_str()) {
+    let all = specs(config).into_iter().map(|s| match (config.architecture(), s.name.as_str()) {
         (Architecture::Dit, "pos_embed") => 0,
-        (Architecture::FlowVit, "pretrained_vit.pos_embed") => config.tokens() * config.hidden_size,
+        (Architecture::FlowVit, "pretrained_vit.pos_embed") => config.tokens() * config.transformer().hidden_size,
         _ => s.shape.iter().product(),
     });
     all.sum()
@@ -102,8 +102,8 @@ fn describe_file(name: &str, checkpoint: &Checkpoint) -> Value {
 
 fn describe_model(config: &ModelConfig) -> Value {
     json!({
-        "architecture": config.architecture.name(),
-        "description": config.architecture.description(),
+        "architecture": config.architecture().name(),
+        "description": config.architecture().description(),
         "parameters": parameters(config),
         "samples": config.sampling_problem().is_none(),
         "config": config.to_json(),

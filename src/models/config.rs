@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::transformer::TransformerConfig;
 use crate::nn::block::BlockConfig;
 use crate::ops::embed::Sinusoid;
-use crate::ops::linear::Activation;
 
 /// Kind of network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +92,6 @@ impl Classes {
     }
 }
 
-/// Most tokens of an image.
-const MAX_TOKENS: usize = 1 << 16;
 /// Largest factor on the time, and longest period of its embedding: f64 is left with seven digits of every angle.
 const MAX_TIME_SCALE: f64 = 1e9;
 const MAX_PERIOD: f64 = 1e12;
@@ -102,47 +100,75 @@ const MAX_PERIOD: f64 = 1e12;
 pub(super) const CLASSIFIER: &str =
     "found a plain ViT, which classifies images; expected a velocity model (flow-matching ViT or DiT)";
 
-/// Everything that decides a model's shapes and arithmetic.
+/// Everything that decides a model's shapes and arithmetic: what all networks have, and the network's own part. Fields
+/// that a network has no use for (the time of a classifier) keep whatever they were made with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Kind of network.
-    pub architecture: Architecture,
-    /// Height and width in pixels.
+    /// Height and width in pixels. Convolutional networks take others too; this is the size they are sampled at.
     pub image_size: usize,
-    /// Height and width of a patch.
-    pub patch_size: usize,
     /// Channels of the input.
     pub in_channels: usize,
     /// Channels of the output: twice the input's where the model also learns a variance.
     pub out_channels: usize,
-    /// D.
-    pub hidden_size: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// NH.
-    pub num_heads: usize,
-    /// Width of the feed-forward layers.
-    pub mlp_hidden: usize,
-    /// Added to the variance in norms.
-    pub norm_eps: f64,
-    /// GELU by its tanh approximation instead of the error function.
-    pub gelu_tanh: bool,
-    /// Time embedding.
+    /// Time embedding, of a network that takes a time.
     pub time: Sinusoid,
     /// Classes, for a conditional model.
     pub classes: Option<Classes>,
-    /// Outputs of the classifier head (plain ViT only).
-    pub head_size: usize,
     /// Range of the pixel values that the model was trained on.
     pub value_range: (f32, f32),
-    /// What the output means.
+    /// What the output of a generative network means.
     pub prediction: Prediction,
+    /// The network.
+    pub network: NetworkConfig,
+}
+
+/// The sizes of a network, by kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NetworkConfig {
+    /// Flow-matching ViT of the lensing notebooks.
+    FlowVit(TransformerConfig),
+    /// Diffusion transformer with adaLN-zero.
+    Dit(TransformerConfig),
+    /// Plain timm ViT classifier.
+    Vit(TransformerConfig),
+}
+
+impl NetworkConfig {
+    /// Its kind.
+    pub fn architecture(&self) -> Architecture {
+        match self {
+            Self::FlowVit(_) => Architecture::FlowVit,
+            Self::Dit(_) => Architecture::Dit,
+            Self::Vit(_) => Architecture::Vit,
+        }
+    }
 }
 
 impl ModelConfig {
-    /// T: tokens of an image.
+    /// Kind of network.
+    pub fn architecture(&self) -> Architecture {
+        self.network.architecture()
+    }
+
+    /// Sizes of the transformer.
+    ///
+    /// PRECOND: the network is a transformer; panics if it is another.
+    pub fn transformer(&self) -> &TransformerConfig {
+        match &self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => t,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn transformer_mut(&mut self) -> &mut TransformerConfig {
+        match &mut self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => t,
+        }
+    }
+
+    /// T: tokens of an image. PRECOND: a transformer.
     pub fn tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        (self.image_size / self.transformer().patch_size).pow(2)
     }
 
     /// Rows of the label table: the classes and "no class".
@@ -150,21 +176,14 @@ impl ModelConfig {
         self.classes.as_ref().map_or(1, |c| c.names.len() + 1)
     }
 
-    /// Sizes of the transformer blocks.
+    /// Sizes of the transformer blocks. PRECOND: a transformer.
     pub fn block(&self) -> BlockConfig {
-        BlockConfig {
-            dim: self.hidden_size,
-            heads: self.num_heads,
-            hidden: self.mlp_hidden,
-            act: if self.gelu_tanh { Activation::GeluTanh } else { Activation::Gelu },
-            eps: self.norm_eps,
-            modulated: self.architecture == Architecture::Dit,
-        }
+        self.transformer().block(self.architecture() == Architecture::Dit)
     }
 
     /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.
     pub fn sampling_problem(&self) -> Option<String> {
-        if self.architecture == Architecture::Vit {
+        if self.architecture() == Architecture::Vit {
             return Some(CLASSIFIER.into());
         }
         if self.prediction != Prediction::Velocity {
@@ -184,22 +203,14 @@ impl ModelConfig {
 
     /// The configuration as `config.json` holds it.
     pub fn to_json(&self) -> Value {
-        let mut json = json!({
-            "architecture": self.architecture.name(),
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-            "in_channels": self.in_channels,
-            "hidden_size": self.hidden_size,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_hidden as f64 / self.hidden_size as f64,
-            "norm_eps": self.norm_eps,
-            "gelu": if self.gelu_tanh { "tanh" } else { "erf" },
-        });
-        let map = json.as_object_mut().expect("a literal object");
-        if self.architecture == Architecture::Vit {
-            map.insert("num_classes".into(), self.head_size.into());
-            return json;
+        let mut map = Map::new();
+        map.insert("architecture".into(), self.architecture().name().into());
+        map.insert("image_size".into(), self.image_size.into());
+        map.insert("in_channels".into(), self.in_channels.into());
+        self.transformer().describe(&mut map);
+        if self.architecture() == Architecture::Vit {
+            map.insert("num_classes".into(), self.transformer().head_size.into());
+            return Value::Object(map);
         }
         map.insert(
             "time_embedding".into(),
@@ -224,7 +235,7 @@ impl ModelConfig {
             Prediction::Epsilon => "epsilon",
         };
         map.insert("prediction".into(), prediction.into());
-        json
+        Value::Object(map)
     }
 
     /// Whether the shapes can be computed with.
@@ -232,23 +243,8 @@ impl ModelConfig {
     /// # Errors
     /// One line: what was found, what was expected.
     pub fn check(&self) -> Result<(), String> {
-        let (size, patch) = (self.image_size, self.patch_size);
-        if size == 0 || patch == 0 || size % patch != 0 {
-            return Err(format!("image_size is {size}, a multiple of the patch size {patch} expected"));
-        }
-        if size / patch > MAX_TOKENS.isqrt() {
-            let most = MAX_TOKENS.isqrt() * patch;
-            return Err(format!("image_size is {size}, at most {most} expected for patches of {patch}"));
-        }
-        // Heads of a multiple of 8 channels make the hidden size one too, as the fixed positions of DiT need.
-        let (d, heads) = (self.hidden_size, self.num_heads);
-        if heads == 0 || d % heads != 0 {
-            return Err(format!("num_heads is {heads}, a divisor of the hidden size {d} expected"));
-        }
-        if (d / heads) % 8 != 0 || !(8..=128).contains(&(d / heads)) {
-            return Err(format!("heads of {} channels ({d} / {heads}), a multiple of 8 up to 128 expected", d / heads));
-        }
-        if self.architecture != Architecture::Vit {
+        self.transformer().check(self.image_size)?;
+        if self.architecture() != Architecture::Vit {
             self.check_time()?;
         }
         self.classes.as_ref().map_or(Ok(()), Classes::check)

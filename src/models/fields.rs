@@ -18,6 +18,18 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// What a norm adds to the variance, under any of `names`, put into `eps`.
+    pub fn epsilon(&self, names: &[&'static str], eps: &mut f64) -> Result<(), String> {
+        if let Some((name, given)) = self.number(names)? {
+            // Norms are computed in f32, where a smaller number is none.
+            if !(given < 1.0 && given as f32 >= f32::MIN_POSITIVE) {
+                return Err(format!("{name} is {given}, a number between 1e-37 and 1 expected"));
+            }
+            *eps = given;
+        }
+        Ok(())
+    }
+
     /// The whole number under any of `names`, from 0 to 10^9.
     pub fn integer(&self, names: &[&'static str]) -> Result<Field<usize>, String> {
         self.any(names, |name, value| match as_integer(value) {

@@ -7,6 +7,9 @@ mod fields;
 pub mod flow_vit;
 pub mod import;
 mod overlay;
+mod recognise;
+mod shapes;
+pub mod transformer;
 pub mod vit;
 
 use std::path::PathBuf;
@@ -25,7 +28,7 @@ const MIN_GPU_HEAD: usize = 32;
 
 /// The parameters of the architecture that `config` describes, under our names.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
-    match config.architecture {
+    match config.architecture() {
         Architecture::FlowVit => flow_vit::specs(config),
         Architecture::Dit => dit::specs(config),
         Architecture::Vit => vit::specs(config),
@@ -107,14 +110,14 @@ impl Model {
     /// computed with or its heads are too narrow for a GPU; the device's errors.
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: DType) -> Result<Self> {
         config.check().map_err(|e| Error::input(source.origin(), format!("configuration: {e}")))?;
-        let head_dim = config.hidden_size / config.num_heads;
+        let head_dim = config.transformer().hidden_size / config.transformer().num_heads;
         if matches!(device, Device::Cuda(_)) && head_dim < MIN_GPU_HEAD {
             let reason =
                 format!("heads of {head_dim} channels, {MIN_GPU_HEAD} to 128 expected on a GPU: use --device cpu");
             return Err(Error::input(source.origin(), reason));
         }
         let loader = Loader::new(source, device, dtype);
-        let network = match config.architecture {
+        let network = match config.architecture() {
             Architecture::FlowVit => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
             Architecture::Dit => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
             Architecture::Vit => return Err(Error::input(source.origin(), config::CLASSIFIER)),
