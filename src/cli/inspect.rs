@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use arclet::error::{Error, Result};
 use arclet::io::Checkpoint;
-use arclet::models::config::{Architecture, ModelConfig};
+use arclet::models::config::ModelConfig;
 use arclet::models::import::{Import, KeyDifferences};
-use arclet::models::specs;
+use arclet::models::parameters;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -73,17 +73,6 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
 }
 
-/// Parameters that training changes: neither DiT's fixed table of positions, nor the position of the class token that
-/// the flow ViT does without.
-fn parameters(config: &ModelConfig) -> usize {
-    let all = specs(config).into_iter().map(|s| match (config.architecture(), s.name.as_str()) {
-        (Architecture::Dit, "pos_embed") => 0,
-        (Architecture::FlowVit, "pretrained_vit.pos_embed") => config.tokens() * config.transformer().hidden_size,
-        _ => s.shape.iter().product(),
-    });
-    all.sum()
-}
-
 fn describe_file(name: &str, checkpoint: &Checkpoint) -> Value {
     let mut dtypes: BTreeMap<&str, usize> = BTreeMap::new();
     for tensor in checkpoint.names() {
@@ -104,6 +93,7 @@ fn describe_model(config: &ModelConfig) -> Value {
     json!({
         "architecture": config.architecture().name(),
         "description": config.architecture().description(),
+        "variant": config.network.variant(),
         "parameters": parameters(config),
         "samples": config.sampling_problem().is_none(),
         "config": config.to_json(),

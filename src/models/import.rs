@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::config::{Architecture, ModelConfig};
 use super::shapes::Shapes;
-use super::{overlay, recognise, specs};
+use super::{diffusers, efficientnet, overlay, recognise, specs};
 use crate::error::{Error, Result};
 use crate::io::Checkpoint;
 use crate::nn::params::WeightSource;
@@ -76,7 +76,7 @@ impl<'a> Import<'a> {
     pub fn examine(checkpoint: &'a Checkpoint) -> Result<(Self, KeyDifferences)> {
         let path = checkpoint.path();
         let fail = |reason: String| Error::input(path, reason);
-        let (names, mut unused) = strip(checkpoint).map_err(fail)?;
+        let (names, mut unused) = strip(checkpoint).and_then(|(names, u)| Ok((rename(names)?, u))).map_err(fail)?;
         let given = given_config(checkpoint).map_err(|e| fail(format!("configuration: {e}")))?;
         let shapes = Shapes { checkpoint, names: &names, given: &given };
         let mut config = recognise::recognise(&shapes).map_err(fail)?;
@@ -119,7 +119,7 @@ impl<'a> Import<'a> {
             if wanted.contains(name.as_str()) {
                 continue;
             }
-            let known = does_without(self.config.architecture(), name);
+            let known = does_without(self.config.architecture(), name) || counts_batches(name, &wanted);
             if known { &mut *unused } else { &mut differences.unexpected }.push(file_name.clone());
         }
         differences
@@ -148,6 +148,25 @@ impl WeightSource for Import<'_> {
     }
 }
 
+/// BatchNorm's counter of training batches.
+fn counts_batches(name: &str, wanted: &BTreeSet<&str>) -> bool {
+    let norm = name.strip_suffix("num_batches_tracked");
+    norm.is_some_and(|norm| wanted.contains(&*format!("{norm}running_mean")))
+}
+
+/// Names of other releases of a network as ours.
+fn rename(names: BTreeMap<String, String>) -> std::result::Result<BTreeMap<String, String>, String> {
+    let mut ours = BTreeMap::new();
+    for (name, file_name) in &names {
+        let renamed = efficientnet::renamed(name, &names).or_else(|| diffusers::renamed(name));
+        let name = renamed.unwrap_or_else(|| name.clone());
+        if let Some(other) = ours.insert(name.clone(), file_name.clone()) {
+            return Err(format!("{other} and {file_name} are both {name} by today's names"));
+        }
+    }
+    Ok(ours)
+}
+
 /// Keys of known checkpoints that the forward pass does not read.
 fn does_without(architecture: Architecture, name: &str) -> bool {
     match architecture {
@@ -155,7 +174,7 @@ fn does_without(architecture: Architecture, name: &str) -> bool {
             let vit = name.strip_prefix("pretrained_vit.").unwrap_or("");
             matches!(vit, "cls_token" | "norm.weight" | "norm.bias" | "head.weight" | "head.bias")
         }
-        Architecture::Dit | Architecture::Vit => false,
+        _ => false,
     }
 }
 

@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
+use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction, Task};
 use super::fields::{Fields, agree, compare};
 
+/// Names of the size of images.
+pub(super) const SIZES: [&str; 4] = ["image_size", "img_size", "input_size", "sample_size"];
 /// Channels of the images that timm's encoders were trained on.
 const TIMM_CHANNELS: usize = 3;
 
@@ -39,7 +41,7 @@ pub(super) fn image_size(
     given: &Map<String, Value>,
     channels: &[usize],
 ) -> Result<Option<(&'static str, usize)>, String> {
-    Fields(given).image_size(channels)
+    Fields(given).image_size(&SIZES, channels)
 }
 
 impl ModelConfig {
@@ -56,10 +58,38 @@ impl ModelConfig {
         }
         // Beside a flow-matching ViT there may be the configuration of its encoder.
         let encoder = if self.architecture() == Architecture::FlowVit { TIMM_CHANNELS } else { self.in_channels };
-        compare(image_size(given, &[self.in_channels, encoder])?, self.image_size)?;
+        if let Some((class, given)) = self.architecture().diffusers_class().zip(fields.text("_class_name")?)
+            && given.1 != class
+        {
+            return Err(format!("_class_name is {}, but the keys of the weights say {class}", given.1));
+        }
+        let size = image_size(given, &[self.in_channels, encoder])?;
         fields.compare(&["in_channels"], self.in_channels)?;
-        self.transformer_mut().overlay(&fields)?;
-        self.overlay_time(&fields)?;
+        match &mut self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => {
+                compare(size, self.image_size)?;
+                t.overlay(&fields)?;
+            }
+            NetworkConfig::Smp(smp) => smp.overlay(&fields, self.out_channels)?,
+            NetworkConfig::Unet2d(unet) => {
+                fields.compare(&["out_channels"], self.out_channels)?;
+                unet.overlay(&fields, &mut self.time)?;
+            }
+            NetworkConfig::AutoencoderKl(vae) => {
+                fields.compare(&["out_channels"], self.out_channels)?;
+                vae.overlay(&fields)?;
+            }
+            NetworkConfig::ConvNextV2(convnext) => convnext.overlay(&fields)?,
+            NetworkConfig::ResNet(resnet) => resnet.overlay(&fields)?,
+            NetworkConfig::EfficientNet(efficientnet) => efficientnet.overlay(&fields)?,
+        }
+        // The weights of a convolutional network fit images of any size.
+        if let Some((_, size)) = size {
+            self.image_size = size;
+        }
+        if self.architecture().task() == Task::Generate {
+            self.overlay_time(&fields)?;
+        }
         let learns = self.out_channels != self.in_channels;
         if let Some((name, given)) = fields.flag("learn_sigma")?.filter(|(_, given)| *given != learns) {
             return Err(format!("{name} is {given}, but the last layer has {} channels", self.out_channels));
@@ -116,6 +146,9 @@ impl ModelConfig {
     fn overlay_classes(&mut self, fields: &Fields) -> Result<(), String> {
         match (&self.network, &mut self.classes) {
             (NetworkConfig::Vit(t), _) => fields.compare(&["num_classes"], t.head_size),
+            // Of the others the network compares it.
+            (NetworkConfig::Smp(_) | NetworkConfig::Unet2d(_) | NetworkConfig::AutoencoderKl(_), _) => Ok(()),
+            (NetworkConfig::ConvNextV2(_) | NetworkConfig::ResNet(_) | NetworkConfig::EfficientNet(_), _) => Ok(()),
             // The flow ViT keeps its encoder's classifier settings beside its own; they mean nothing to it.
             (NetworkConfig::FlowVit(_), _) | (_, None) => Ok(()),
             (NetworkConfig::Dit(_), Some(classes)) => overlay_names(classes, fields),

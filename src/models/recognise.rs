@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::config::{Classes, ModelConfig, NetworkConfig, Prediction};
-use super::overlay;
+use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
 use super::shapes::{Shapes, Told};
 use super::transformer::TransformerConfig;
+use super::{autoencoder_kl, convnextv2, efficientnet, overlay, resnet, smp, unet2d};
 use crate::ops::embed::Sinusoid;
 
 /// Channels of a head where the configuration does not say.
@@ -43,11 +43,26 @@ pub(super) fn recognise(shapes: &Shapes) -> Told<ModelConfig> {
         flow_vit(shapes)
     } else if shapes.has("patch_embed.proj.weight") && shapes.has("cls_token") {
         vit(shapes)
+    } else if shapes.has("encoder.conv_in.weight") && shapes.has("decoder.conv_in.weight") {
+        autoencoder_kl::recognise(shapes)
+    } else if shapes.has("encoder.conv1.weight") && shapes.has("segmentation_head.0.weight") {
+        smp::recognise(shapes)
+    } else if shapes.has("conv_in.weight") && shapes.has("time_embedding.linear_1.weight") {
+        unet2d::recognise(shapes)
+    } else if shapes.has("stem.0.weight") && shapes.has("stages.0.blocks.0.mlp.grn.weight") {
+        convnextv2::recognise(shapes)
+    } else if shapes.has("conv_stem.weight") && shapes.has("blocks.0.0.se.conv_reduce.weight") {
+        efficientnet::recognise(shapes)
+    } else if shapes.has("conv1.weight") && shapes.has("layer1.0.conv1.weight") {
+        resnet::recognise(shapes)
     } else {
         let some: Vec<&str> = shapes.names.values().take(4).map(String::as_str).collect();
         Err(format!(
             "unknown architecture: keys like {} found; a flow-matching ViT (input_conv, pretrained_vit), a DiT \
-             (x_embedder, final_layer) or a timm ViT (patch_embed, cls_token) expected",
+             (x_embedder, final_layer), a timm ViT (patch_embed, cls_token), a U-Net of segmentation_models_pytorch \
+             (encoder.conv1, segmentation_head) or diffusers (conv_in, time_embedding), an AutoencoderKL \
+             (encoder.conv_in, decoder.conv_in), a ConvNeXt V2 (stem, grn), an EfficientNet (conv_stem, se) or a ResNet \
+             (conv1, layer1) expected",
             some.join(", ")
         ))
     }
@@ -162,15 +177,42 @@ impl ModelConfig {
     /// # Errors
     /// One line: what cannot be guessed.
     pub(super) fn guesses(&self, given: &Map<String, Value>) -> Told<Vec<String>> {
-        if given.contains_key("num_heads") {
-            return Ok(Vec::new());
+        let absent = |names: &[&str]| !names.iter().any(|name| given.contains_key(*name));
+        let mut notes = Vec::new();
+        let mut note =
+            |name: &str, taken: String| notes.push(format!("no {name} in the configuration: taking {taken}"));
+        if let NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) = &self.network {
+            if absent(&["num_heads"]) {
+                let (d, heads) = (t.hidden_size, t.num_heads);
+                if d % HEAD_DIM != 0 {
+                    return Err(format!(
+                        "no num_heads in the configuration: needed for a hidden size of {d}, which heads of {HEAD_DIM} do not divide"
+                    ));
+                }
+                note("num_heads", format!("{heads} heads of {HEAD_DIM}"));
+            }
+            return Ok(notes);
         }
-        let (d, heads) = (self.transformer().hidden_size, self.transformer().num_heads);
-        if d % HEAD_DIM != 0 {
-            return Err(format!(
-                "no num_heads in the configuration: needed for a hidden size of {d}, which heads of {HEAD_DIM} do not divide"
-            ));
+        if absent(&overlay::SIZES) {
+            note("image_size", self.image_size.to_string());
         }
-        Ok(vec![format!("no num_heads in the configuration: taking {heads} heads of {HEAD_DIM}")])
+        if let NetworkConfig::Unet2d(unet) = &self.network {
+            if absent(&["attention_head_dim", "num_attention_heads"]) {
+                let heads = if self.architecture() == Architecture::Unet2d { "heads of 8 channels" } else { "8 heads" };
+                note("attention_head_dim", heads.into());
+            }
+            if absent(&["norm_num_groups"]) {
+                note("norm_num_groups", unet.norm_groups.to_string());
+            }
+        }
+        if let NetworkConfig::AutoencoderKl(vae) = &self.network {
+            if absent(&["norm_num_groups"]) {
+                note("norm_num_groups", vae.norm_groups.to_string());
+            }
+            if given.get("scaling_factor").is_none_or(Value::is_null) {
+                notes.push("no scaling_factor in the configuration: diffusion in the latent space needs it".into());
+            }
+        }
+        Ok(notes)
     }
 }

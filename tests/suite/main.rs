@@ -17,3 +17,4 @@ mod simulate;
 mod static_table;
 mod tiles;
 mod trace;
+mod zoo;

@@ -71,7 +71,7 @@ pub fn products(config: &ModelConfig) -> Vec<Product> {
     match config.architecture() {
         Architecture::FlowVit => all.extend([linear(tokens, d, d), linear(tokens, out, d)]),
         Architecture::Dit => all.extend([linear(1, 2 * d, d), linear(tokens, out, d)]),
-        Architecture::Vit => all.push(linear(1, config.transformer().head_size, d)),
+        _ => all.push(linear(1, config.transformer().head_size, d)),
     }
     all
 }
