@@ -60,7 +60,11 @@ pub fn run(args: &InspectArgs) -> Result<()> {
                 }
             };
             let problem = differences.describe();
-            let keys = describe_keys(&import, &differences);
+            let mut keys = describe_keys(&import, &differences);
+            if !args.json {
+                // A network of fifty BatchNorms has fifty counters that nobody misses.
+                keys["unused"] = report::some_of(&import.unused).into();
+            }
             show(args, &join([file, describe_model(&import.config), keys]))?;
             match problem {
                 None => Ok(()),
@@ -133,6 +137,8 @@ fn table(about: &Value, indent: usize) -> String {
                 let _ = write!(text, "{}\n{}", label.trim_end(), table(value, indent + 2));
             }
             Value::Array(items) if items.is_empty() => {}
+            Value::String(text) if text.is_empty() => {}
+            Value::Null if key == "variant" => {}
             value => {
                 let _ = writeln!(text, "{label}{}", in_words(value));
             }
