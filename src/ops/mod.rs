@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod attention;
 pub mod backward;
+pub mod conv;
 pub mod embed;
 pub mod layernorm;
 pub mod linear;
