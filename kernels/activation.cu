@@ -1,6 +1,6 @@
 // What follows a product where training keeps the product, and its backward. All write with "=". T in {f32, f16, bf16}.
 //
-//   activation_fwd_<dtype>       y = residual + gate[b] act(a)             act: 0 none, 1 GELU (erf), 2 GELU (tanh), 3 SiLU
+//   activation_fwd_<dtype>       y = residual + gate[b] act(a)             act: 0 none, 1 GELU (erf), 2 GELU (tanh), 3 SiLU, 4 ReLU
 //   activation_bwd_<dtype>       da = gate[b] act'(a) dy
 //   activation_gate_bwd_<dtype>  dgate[b] = sum_t act(a) dy
 //   a, residual, y, dy, da: [images, rows_per_image, dim]; gate, dgate: [images, dim]; residual and gate: null means 0 and 1
@@ -18,7 +18,7 @@ SPEC_LAYOUT(ActivationSpec, images, rows_per_image, dim, act)
 namespace {
 
 __device__ __forceinline__ float apply(int act, float a) {
-  return act == 1 ? dev::gelu_erf(a) : act == 2 ? dev::gelu_tanh(a) : act == 3 ? dev::silu(a) : a;
+  return act == 1 ? dev::gelu_erf(a) : act == 2 ? dev::gelu_tanh(a) : act == 3 ? dev::silu(a) : act == 4 ? dev::relu(a) : a;
 }
 
 __device__ __forceinline__ float slope(int act, float a) {
@@ -33,7 +33,7 @@ __device__ __forceinline__ float slope(int act, float a) {
     const float s = 1.f / (1.f + expf(-a));
     return s * (1.f + a * (1.f - s));
   }
-  return 1.f;
+  return act == 4 && !(a > 0.f) ? 0.f : 1.f;
 }
 
 template <class T>

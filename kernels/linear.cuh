@@ -2,7 +2,7 @@
 //
 //   acc = sum_k x[m,k] w[n,k]                     f32; chunk by chunk of k, the chunk sums added in their order
 //   a   = norm ? rstd[m] (acc - mean[m] sums[n]) : acc
-//   v   = act(a + bias[n])                        act: 0 none, 1 GELU (erf), 2 GELU (tanh), 3 SiLU
+//   v   = act(a + bias[n])                        act: 0 none, 1 GELU (erf), 2 GELU (tanh), 3 SiLU, 4 ReLU
 //   y   = v                                       residual 0
 //   y   = res[m % residual_rows, n] + v           residual 1
 //   y   = res[m % residual_rows, n] + gate[n] v   residual 2 (adaLN-zero, Peebles & Xie 2023)
@@ -140,6 +140,9 @@ __device__ __forceinline__ void linear_finish(float (&v)[VEC<T>], const LinearOu
     } else if (s.act == 3) {
 #pragma unroll
       for (int e = 0; e < V; ++e) v[e] = silu(v[e]);
+    } else if (s.act == 4) {
+#pragma unroll
+      for (int e = 0; e < V; ++e) v[e] = relu(v[e]);
     }
     if (s.residual == 2) {
       load_chunk(o.gate + condition * s.gate_stride + col, whole, count, u);

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use arclet::error::{Error, Result};
 use arclet::io::Checkpoint;
-use arclet::models::config::{Architecture, ModelConfig};
+use arclet::models::config::ModelConfig;
 use arclet::models::import::{Import, KeyDifferences};
-use arclet::models::specs;
+use arclet::models::parameters;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -60,28 +60,21 @@ pub fn run(args: &InspectArgs) -> Result<()> {
                 }
             };
             let problem = differences.describe();
-            let keys = describe_keys(&import, &differences);
+            let mut keys = describe_keys(&import, &differences);
+            if !args.json {
+                // A network of fifty BatchNorms has fifty counters that nobody misses.
+                keys["unused"] = report::some_of(&import.unused).into();
+            }
             show(args, &join([file, describe_model(&import.config), keys]))?;
             match problem {
                 None => Ok(()),
                 Some(problem) => {
-                    let architecture = import.config.architecture.name();
+                    let architecture = import.config.architecture().name();
                     Err(Error::input(checkpoint.path(), format!("keys do not fit {architecture}: {problem}")))
                 }
             }
         }
     }
-}
-
-/// Parameters that training changes: neither DiT's fixed table of positions, nor the position of the class token that
-/// the flow ViT does without.
-fn parameters(config: &ModelConfig) -> usize {
-    let all = specs(config).into_iter().map(|s| match (config.architecture, s.name.as_str()) {
-        (Architecture::Dit, "pos_embed") => 0,
-        (Architecture::FlowVit, "pretrained_vit.pos_embed") => config.tokens() * config.hidden_size,
-        _ => s.shape.iter().product(),
-    });
-    all.sum()
 }
 
 fn describe_file(name: &str, checkpoint: &Checkpoint) -> Value {
@@ -102,8 +95,9 @@ fn describe_file(name: &str, checkpoint: &Checkpoint) -> Value {
 
 fn describe_model(config: &ModelConfig) -> Value {
     json!({
-        "architecture": config.architecture.name(),
-        "description": config.architecture.description(),
+        "architecture": config.architecture().name(),
+        "description": config.architecture().description(),
+        "variant": config.network.variant(),
         "parameters": parameters(config),
         "samples": config.sampling_problem().is_none(),
         "config": config.to_json(),
@@ -143,6 +137,8 @@ fn table(about: &Value, indent: usize) -> String {
                 let _ = write!(text, "{}\n{}", label.trim_end(), table(value, indent + 2));
             }
             Value::Array(items) if items.is_empty() => {}
+            Value::String(text) if text.is_empty() => {}
+            Value::Null if key == "variant" => {}
             value => {
                 let _ = writeln!(text, "{label}{}", in_words(value));
             }

@@ -73,7 +73,7 @@ impl Source {
                 import.notes.iter().for_each(|n| report::note(quiet, format!("{name}: {n}")));
                 if !import.unused.is_empty() {
                     let unused = report::counted(import.unused.len(), "key");
-                    report::note(quiet, format!("{name}: {unused} unused: {}", import.unused.join(", ")));
+                    report::note(quiet, format!("{name}: {unused} unused: {}", report::some_of(&import.unused)));
                 }
                 Ok(Weights::Import(Box::new(import)))
             }

@@ -60,6 +60,16 @@ pub fn first_paragraph(error: &clap::Error) -> String {
     joined.strip_prefix("error: ").map_or(joined.clone(), str::to_owned)
 }
 
+/// The first of `names`, and how many more there are.
+pub fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let first = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
 /// `count` things: `1 image`, `2 images`.
 pub fn counted(count: usize, thing: &str) -> String {
     if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }

@@ -154,7 +154,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         model: ModelRecipe {
             name: source.name(),
-            architecture: config.architecture.name().into(),
+            architecture: config.architecture().name().into(),
             sha256: source.sha256(),
         },
         total,

@@ -207,7 +207,7 @@ fn describe(trainer: &Trainer, model: &ModelConfig, quiet: bool) {
         quiet,
         format!(
             "{}: {:.1} million parameters, {batch} images at a time{often}",
-            model.architecture.name(),
+            model.architecture().name(),
             parameters as f64 / 1e6
         ),
     );

@@ -3,3 +3,4 @@
 pub mod run;
 pub mod sampler;
 pub mod schedule;
+pub mod scheduler_config;

@@ -93,7 +93,7 @@ pub fn auto_batch(device: &Device, config: &ModelConfig, images: usize, guided: 
 
 /// Estimate of the activations that one image of a batch takes, in bytes, if all were f32.
 fn image_bytes(config: &ModelConfig, guided: bool) -> usize {
-    let (d, hidden) = (config.hidden_size, config.mlp_hidden);
+    let (d, hidden) = (config.transformer().hidden_size, config.transformer().mlp_hidden);
     let pixels = config.image_size * config.image_size;
     // Token rows: x, h, qkv, hidden and a workspace as wide as the widest product.
     let per_token = 5 * d + hidden + hidden.max(3 * d);

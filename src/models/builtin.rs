@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use super::config::{Architecture, Classes, ModelConfig, Prediction};
+use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
 use super::sampling::Sampling;
 use super::specs;
+use super::transformer::TransformerConfig;
 use crate::error::{Error, Result};
 use crate::nn::params::WeightSource;
 use crate::ops::embed::Sinusoid;
@@ -50,8 +51,11 @@ impl WeightSource for HashWeights {
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         let spec = specs(&self.config).into_iter().find(|s| s.name == name);
         let shape = spec.ok_or_else(|| Error::Runtime(format!("no parameter {name}")))?.shape;
-        if self.config.architecture == Architecture::Dit && name == "pos_embed" {
-            return Ok(sincos_positions(self.config.hidden_size, self.config.image_size / self.config.patch_size));
+        if self.config.architecture() == Architecture::Dit && name == "pos_embed" {
+            return Ok(sincos_positions(
+                self.config.transformer().hidden_size,
+                self.config.image_size / self.config.transformer().patch_size,
+            ));
         }
         Ok(hashed(&format!("{}{name}", self.prefix), &shape))
     }
@@ -107,39 +111,44 @@ pub fn sincos_positions(dim: usize, side: usize) -> Vec<f32> {
 /// The lensing notebooks' flow-matching ViT-B/16 at 224 x 224.
 fn vit_b16() -> ModelConfig {
     ModelConfig {
-        architecture: Architecture::FlowVit,
         image_size: 224,
-        patch_size: 16,
         in_channels: 1,
         out_channels: 1,
-        hidden_size: 768,
-        depth: 12,
-        num_heads: 12,
-        mlp_hidden: 3072,
-        norm_eps: 1e-6,
-        gelu_tanh: false,
         time: Sinusoid { dim: 256, cos_first: false, max_period: 10_000.0, half_shift: 1.0, scale: 1000.0 },
         classes: None,
-        head_size: 0,
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
         sampling: Sampling::default(),
+        network: NetworkConfig::FlowVit(TransformerConfig {
+            patch_size: 16,
+            hidden_size: 768,
+            depth: 12,
+            num_heads: 12,
+            mlp_hidden: 3072,
+            norm_eps: 1e-6,
+            gelu_tanh: false,
+            head_size: 0,
+        }),
     }
 }
 
 /// The class-conditional DiT of the lensing project: 1024 tokens of 2 x 2 pixels.
 fn nanodit() -> ModelConfig {
     let names = ["axion", "cdm", "no_sub"].map(String::from).to_vec();
-    ModelConfig {
-        architecture: Architecture::Dit,
-        image_size: 64,
+    let flow_vit = vit_b16();
+    let sizes = TransformerConfig {
         patch_size: 2,
         hidden_size: 512,
         depth: 6,
         num_heads: 8,
         mlp_hidden: 2048,
+        ..flow_vit.transformer().clone()
+    };
+    ModelConfig {
+        image_size: 64,
         time: Sinusoid { dim: 256, cos_first: true, max_period: 10_000.0, half_shift: 0.0, scale: 1000.0 },
         classes: Some(Classes { names, aliases: Default::default(), null: 3 }),
-        ..vit_b16()
+        network: NetworkConfig::Dit(sizes),
+        ..flow_vit
     }
 }

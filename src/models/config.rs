@@ -2,12 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::autoencoder_kl::VaeConfig;
+use super::convnextv2::ConvNextV2Config;
+use super::diffusers::check_stride;
+use super::efficientnet::EfficientNetConfig;
+use super::resnet::ResNetConfig;
 use super::sampling::Sampling;
+use super::smp::{self, Decoder, SmpConfig};
+use super::transformer::TransformerConfig;
+use super::unet2d::UnetConfig;
 use crate::nn::block::BlockConfig;
 use crate::ops::embed::Sinusoid;
-use crate::ops::linear::Activation;
 
 /// Kind of network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +25,45 @@ pub enum Architecture {
     Dit,
     /// Plain timm ViT classifier.
     Vit,
+    /// Flow-matching U-Net++ of the lensing notebooks.
+    FlowUnetPlusPlus,
+    /// The same with a U-Net.
+    FlowUnet,
+    /// U-Net++ of segmentation_models_pytorch.
+    UnetPlusPlus,
+    /// U-Net of segmentation_models_pytorch.
+    Unet,
+    /// U-Net of diffusers.
+    Unet2d,
+    /// U-Net of diffusers that attends to a context.
+    Unet2dCondition,
+    /// Variational auto-encoder of latent diffusion.
+    AutoencoderKl,
+    /// ConvNeXt V2 of timm.
+    ConvNextV2,
+    /// ResNet of torchvision and timm.
+    ResNet,
+    /// EfficientNet of timm and torchvision.
+    EfficientNet,
 }
 
 impl Architecture {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::FlowVit, Self::Dit, Self::Vit];
+    pub const ALL: [Self; 13] = [
+        Self::FlowVit,
+        Self::Dit,
+        Self::Vit,
+        Self::FlowUnetPlusPlus,
+        Self::FlowUnet,
+        Self::UnetPlusPlus,
+        Self::Unet,
+        Self::Unet2d,
+        Self::Unet2dCondition,
+        Self::AutoencoderKl,
+        Self::ConvNextV2,
+        Self::ResNet,
+        Self::EfficientNet,
+    ];
 
     /// Name in `config.json`.
     pub fn name(self) -> &'static str {
@@ -30,6 +71,16 @@ impl Architecture {
             Self::FlowVit => "flow_vit",
             Self::Dit => "dit",
             Self::Vit => "vit",
+            Self::FlowUnetPlusPlus => "flow_unetpp",
+            Self::FlowUnet => "flow_unet",
+            Self::UnetPlusPlus => "smp_unetpp",
+            Self::Unet => "smp_unet",
+            Self::Unet2d => "unet2d",
+            Self::Unet2dCondition => "unet2d_condition",
+            Self::AutoencoderKl => "autoencoder_kl",
+            Self::ConvNextV2 => "convnextv2",
+            Self::ResNet => "resnet",
+            Self::EfficientNet => "efficientnet",
         }
     }
 
@@ -39,8 +90,56 @@ impl Architecture {
             Self::FlowVit => "flow-matching ViT: a timm encoder with a time embedding behind it",
             Self::Dit => "diffusion transformer with adaLN-zero (DiT)",
             Self::Vit => "plain timm ViT classifier",
+            Self::FlowUnetPlusPlus => "flow-matching U-Net++: a ResNet encoder, a time embedding added to the output",
+            Self::FlowUnet => "flow-matching U-Net: a ResNet encoder, a time embedding added to the output",
+            Self::UnetPlusPlus => "U-Net++ with a ResNet encoder (segmentation_models_pytorch)",
+            Self::Unet => "U-Net with a ResNet encoder (segmentation_models_pytorch)",
+            Self::Unet2d => "U-Net of a diffusion model (diffusers UNet2DModel)",
+            Self::Unet2dCondition => "U-Net with cross-attention to a context (diffusers UNet2DConditionModel)",
+            Self::AutoencoderKl => "variational auto-encoder of latent diffusion (diffusers AutoencoderKL)",
+            Self::ConvNextV2 => "ConvNeXt V2 features or classifier (timm)",
+            Self::ResNet => "ResNet features or classifier (torchvision, timm)",
+            Self::EfficientNet => "EfficientNet features or classifier (timm, torchvision)",
         }
     }
+
+    /// What it does.
+    pub fn task(self) -> Task {
+        match self {
+            Self::FlowVit
+            | Self::Dit
+            | Self::FlowUnetPlusPlus
+            | Self::FlowUnet
+            | Self::Unet2d
+            | Self::Unet2dCondition => Task::Generate,
+            Self::UnetPlusPlus | Self::Unet => Task::Segment,
+            Self::AutoencoderKl => Task::Encode,
+            Self::Vit | Self::ConvNextV2 | Self::ResNet | Self::EfficientNet => Task::Classify,
+        }
+    }
+
+    /// The name of its class in the diffusers library, as `config.json` has it there.
+    pub(super) fn diffusers_class(self) -> Option<&'static str> {
+        match self {
+            Self::Unet2d => Some("UNet2DModel"),
+            Self::Unet2dCondition => Some("UNet2DConditionModel"),
+            Self::AutoencoderKl => Some("AutoencoderKL"),
+            _ => None,
+        }
+    }
+}
+
+/// What a network is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Predicts a velocity or a noise from an image and a time.
+    Generate,
+    /// Features or classes of an image.
+    Classify,
+    /// A value for each pixel of an image.
+    Segment,
+    /// Images to latents and back.
+    Encode,
 }
 
 /// What the network's output means.
@@ -93,59 +192,129 @@ impl Classes {
     }
 }
 
-/// Most tokens of an image.
-const MAX_TOKENS: usize = 1 << 16;
 /// Largest factor on the time, and longest period of its embedding: f64 is left with seven digits of every angle.
 const MAX_TIME_SCALE: f64 = 1e9;
 const MAX_PERIOD: f64 = 1e12;
 
-/// Why a plain ViT cannot be sampled.
-pub(super) const CLASSIFIER: &str =
-    "found a plain ViT, which classifies images; expected a velocity model (flow-matching ViT or DiT)";
-
-/// Everything that decides a model's shapes and arithmetic.
+/// Everything that decides a model's shapes and arithmetic: what all networks have, and the network's own part. Fields
+/// that a network has no use for (the time of a classifier) keep whatever they were made with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// Kind of network.
-    pub architecture: Architecture,
-    /// Height and width in pixels.
+    /// Height and width in pixels. Convolutional networks take others too; this is the size they are sampled at.
     pub image_size: usize,
-    /// Height and width of a patch.
-    pub patch_size: usize,
     /// Channels of the input.
     pub in_channels: usize,
     /// Channels of the output: twice the input's where the model also learns a variance.
     pub out_channels: usize,
-    /// D.
-    pub hidden_size: usize,
-    /// Number of blocks.
-    pub depth: usize,
-    /// NH.
-    pub num_heads: usize,
-    /// Width of the feed-forward layers.
-    pub mlp_hidden: usize,
-    /// Added to the variance in norms.
-    pub norm_eps: f64,
-    /// GELU by its tanh approximation instead of the error function.
-    pub gelu_tanh: bool,
-    /// Time embedding.
+    /// Time embedding, of a network that takes a time.
     pub time: Sinusoid,
     /// Classes, for a conditional model.
     pub classes: Option<Classes>,
-    /// Outputs of the classifier head (plain ViT only).
-    pub head_size: usize,
     /// Range of the pixel values that the model was trained on.
     pub value_range: (f32, f32),
-    /// What the output means.
+    /// What the output of a generative network means.
     pub prediction: Prediction,
     /// How it is sampled unless the user says otherwise.
     pub sampling: Sampling,
+    /// The network.
+    pub network: NetworkConfig,
+}
+
+/// The sizes of a network, by kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NetworkConfig {
+    /// Flow-matching ViT of the lensing notebooks.
+    FlowVit(TransformerConfig),
+    /// Diffusion transformer with adaLN-zero.
+    Dit(TransformerConfig),
+    /// Plain timm ViT classifier.
+    Vit(TransformerConfig),
+    /// U-Net or U-Net++ with a ResNet encoder, alone or in the flow-matching wrapper.
+    Smp(SmpConfig),
+    /// U-Net of diffusers, with or without a context.
+    Unet2d(UnetConfig),
+    /// Variational auto-encoder.
+    AutoencoderKl(VaeConfig),
+    /// ConvNeXt V2.
+    ConvNextV2(ConvNextV2Config),
+    /// ResNet.
+    ResNet(ResNetConfig),
+    /// EfficientNet.
+    EfficientNet(EfficientNetConfig),
+}
+
+impl NetworkConfig {
+    /// Its kind.
+    pub fn architecture(&self) -> Architecture {
+        match self {
+            Self::FlowVit(_) => Architecture::FlowVit,
+            Self::Dit(_) => Architecture::Dit,
+            Self::Vit(_) => Architecture::Vit,
+            Self::Smp(smp) => match (smp.decoder, smp.time.is_some()) {
+                (Decoder::UnetPlusPlus, true) => Architecture::FlowUnetPlusPlus,
+                (Decoder::Unet, true) => Architecture::FlowUnet,
+                (Decoder::UnetPlusPlus, false) => Architecture::UnetPlusPlus,
+                (Decoder::Unet, false) => Architecture::Unet,
+            },
+            Self::Unet2d(unet) if unet.context.is_some() => Architecture::Unet2dCondition,
+            Self::Unet2d(_) => Architecture::Unet2d,
+            Self::AutoencoderKl(_) => Architecture::AutoencoderKl,
+            Self::ConvNextV2(_) => Architecture::ConvNextV2,
+            Self::ResNet(_) => Architecture::ResNet,
+            Self::EfficientNet(_) => Architecture::EfficientNet,
+        }
+    }
+
+    /// The published name of its sizes, where they have one: of the encoder, for a U-Net.
+    pub fn variant(&self) -> Option<&'static str> {
+        match self {
+            Self::Smp(smp) => smp.encoder.variant(),
+            Self::ConvNextV2(convnext) => convnext.variant(),
+            Self::ResNet(resnet) => resnet.variant(),
+            Self::EfficientNet(efficientnet) => efficientnet.variant(),
+            Self::FlowVit(_) | Self::Dit(_) | Self::Vit(_) | Self::Unet2d(_) | Self::AutoencoderKl(_) => None,
+        }
+    }
+
+    /// What the sides of images are multiples of.
+    fn stride(&self) -> usize {
+        match self {
+            Self::FlowVit(t) | Self::Dit(t) | Self::Vit(t) => t.patch_size,
+            Self::Smp(_) => smp::STRIDE,
+            Self::Unet2d(unet) => unet.stride(),
+            Self::AutoencoderKl(vae) => vae.stride(),
+            Self::ConvNextV2(_) | Self::ResNet(_) | Self::EfficientNet(_) => 1,
+        }
+    }
 }
 
 impl ModelConfig {
-    /// T: tokens of an image.
+    /// Kind of network.
+    pub fn architecture(&self) -> Architecture {
+        self.network.architecture()
+    }
+
+    /// Sizes of the transformer.
+    ///
+    /// PRECOND: the network is a transformer; panics if it is another.
+    pub fn transformer(&self) -> &TransformerConfig {
+        match &self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => t,
+            _ => panic!("{} is no transformer", self.architecture().name()),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn transformer_mut(&mut self) -> &mut TransformerConfig {
+        match &mut self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => t,
+            other => panic!("{} is no transformer", other.architecture().name()),
+        }
+    }
+
+    /// T: tokens of an image. PRECOND: a transformer.
     pub fn tokens(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        (self.image_size / self.transformer().patch_size).pow(2)
     }
 
     /// Rows of the label table: the classes and "no class".
@@ -153,22 +322,33 @@ impl ModelConfig {
         self.classes.as_ref().map_or(1, |c| c.names.len() + 1)
     }
 
-    /// Sizes of the transformer blocks.
+    /// Sizes of the transformer blocks. PRECOND: a transformer.
     pub fn block(&self) -> BlockConfig {
-        BlockConfig {
-            dim: self.hidden_size,
-            heads: self.num_heads,
-            hidden: self.mlp_hidden,
-            act: if self.gelu_tanh { Activation::GeluTanh } else { Activation::Gelu },
-            eps: self.norm_eps,
-            modulated: self.architecture == Architecture::Dit,
-        }
+        self.transformer().block(self.architecture() == Architecture::Dit)
+    }
+
+    /// Why the network generates no images, whatever it predicts, if it does not: what was found and what was expected.
+    pub(super) fn network_problem(&self) -> Option<String> {
+        let architecture = self.architecture();
+        let found = format!("{} ({})", architecture.name(), architecture.description());
+        let what = match architecture.task() {
+            Task::Generate if matches!(architecture, Architecture::FlowVit | Architecture::Dit) => return None,
+            Task::Generate => {
+                return Some(format!(
+                    "found {found}; inspect and convert take it, but its forward pass does not exist yet"
+                ));
+            }
+            Task::Classify => "which classifies images",
+            Task::Segment => "which maps images to masks and takes no time",
+            Task::Encode => "which maps images to latents and back; diffusion in the latent space does not exist yet",
+        };
+        Some(format!("found {found}, {what}; expected a velocity model (flow-matching ViT or DiT)"))
     }
 
     /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.
     pub fn sampling_problem(&self) -> Option<String> {
-        if self.architecture == Architecture::Vit {
-            return Some(CLASSIFIER.into());
+        if let Some(problem) = self.network_problem() {
+            return Some(problem);
         }
         if self.prediction != Prediction::Velocity {
             return Some(
@@ -185,24 +365,38 @@ impl ModelConfig {
         })
     }
 
+    /// The network's own fields as `config.json` holds them.
+    fn describe_network(&self, map: &mut Map<String, Value>) {
+        match &self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => t.describe(map),
+            NetworkConfig::Smp(smp) => smp.describe(map),
+            NetworkConfig::Unet2d(unet) => unet.describe(map),
+            NetworkConfig::AutoencoderKl(vae) => vae.describe(map),
+            NetworkConfig::ConvNextV2(convnext) => convnext.describe(map),
+            NetworkConfig::ResNet(resnet) => resnet.describe(map),
+            NetworkConfig::EfficientNet(efficientnet) => efficientnet.describe(map),
+        }
+        match &self.network {
+            NetworkConfig::Vit(t) => drop(map.insert("num_classes".into(), t.head_size.into())),
+            NetworkConfig::FlowVit(_) | NetworkConfig::Dit(_) => {
+                map.insert("learn_sigma".into(), (self.out_channels != self.in_channels).into());
+            }
+            NetworkConfig::Smp(_) | NetworkConfig::Unet2d(_) | NetworkConfig::AutoencoderKl(_) => {
+                map.insert("out_channels".into(), self.out_channels.into());
+            }
+            NetworkConfig::ConvNextV2(_) | NetworkConfig::ResNet(_) | NetworkConfig::EfficientNet(_) => {}
+        }
+    }
+
     /// The configuration as `config.json` holds it.
     pub fn to_json(&self) -> Value {
-        let mut json = json!({
-            "architecture": self.architecture.name(),
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-            "in_channels": self.in_channels,
-            "hidden_size": self.hidden_size,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-            "mlp_ratio": self.mlp_hidden as f64 / self.hidden_size as f64,
-            "norm_eps": self.norm_eps,
-            "gelu": if self.gelu_tanh { "tanh" } else { "erf" },
-        });
-        let map = json.as_object_mut().expect("a literal object");
-        if self.architecture == Architecture::Vit {
-            map.insert("num_classes".into(), self.head_size.into());
-            return json;
+        let mut map = Map::new();
+        map.insert("architecture".into(), self.architecture().name().into());
+        map.insert("image_size".into(), self.image_size.into());
+        map.insert("in_channels".into(), self.in_channels.into());
+        self.describe_network(&mut map);
+        if self.architecture().task() != Task::Generate {
+            return Value::Object(map);
         }
         map.insert(
             "time_embedding".into(),
@@ -214,7 +408,6 @@ impl ModelConfig {
                 "scale": self.time.scale,
             }),
         );
-        map.insert("learn_sigma".into(), (self.out_channels != self.in_channels).into());
         if let Some(classes) = &self.classes {
             map.insert("num_classes".into(), classes.names.len().into());
             map.insert("class_names".into(), json!(classes.names));
@@ -227,8 +420,8 @@ impl ModelConfig {
             Prediction::Epsilon => "epsilon",
         };
         map.insert("prediction".into(), prediction.into());
-        self.sampling.insert_into(map, self.prediction);
-        json
+        self.sampling.insert_into(&mut map, self.prediction);
+        Value::Object(map)
     }
 
     /// Whether the shapes can be computed with.
@@ -236,23 +429,17 @@ impl ModelConfig {
     /// # Errors
     /// One line: what was found, what was expected.
     pub fn check(&self) -> Result<(), String> {
-        let (size, patch) = (self.image_size, self.patch_size);
-        if size == 0 || patch == 0 || size % patch != 0 {
-            return Err(format!("image_size is {size}, a multiple of the patch size {patch} expected"));
+        match &self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => t.check(self.image_size)?,
+            NetworkConfig::Unet2d(unet) => unet.check(&super::specs(self))?,
+            NetworkConfig::AutoencoderKl(vae) => vae.check(&super::specs(self))?,
+            NetworkConfig::Smp(_)
+            | NetworkConfig::ConvNextV2(_)
+            | NetworkConfig::ResNet(_)
+            | NetworkConfig::EfficientNet(_) => {}
         }
-        if size / patch > MAX_TOKENS.isqrt() {
-            let most = MAX_TOKENS.isqrt() * patch;
-            return Err(format!("image_size is {size}, at most {most} expected for patches of {patch}"));
-        }
-        // Heads of a multiple of 8 channels make the hidden size one too, as the fixed positions of DiT need.
-        let (d, heads) = (self.hidden_size, self.num_heads);
-        if heads == 0 || d % heads != 0 {
-            return Err(format!("num_heads is {heads}, a divisor of the hidden size {d} expected"));
-        }
-        if (d / heads) % 8 != 0 || !(8..=128).contains(&(d / heads)) {
-            return Err(format!("heads of {} channels ({d} / {heads}), a multiple of 8 up to 128 expected", d / heads));
-        }
-        if self.architecture != Architecture::Vit {
+        check_stride(self.image_size, self.network.stride())?;
+        if self.architecture().task() == Task::Generate {
             self.check_time()?;
         }
         self.classes.as_ref().map_or(Ok(()), Classes::check)

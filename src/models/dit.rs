@@ -18,7 +18,7 @@ use crate::tensor::{DType, Tensor};
 
 /// Parameters, under the original repository's names.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
-    let (d, p) = (config.hidden_size, config.patch_size);
+    let (d, p) = (config.transformer().hidden_size, config.transformer().patch_size);
     let mut specs = vec![
         ParamSpec::new("pos_embed", &[1, config.tokens(), d]),
         ParamSpec::new("x_embedder.proj.weight", &[d, config.in_channels, p, p]),
@@ -26,9 +26,9 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
     ];
     specs.extend(TimeMlp::specs("t_embedder.mlp", config.time.dim, d));
     specs.push(ParamSpec::new("y_embedder.embedding_table.weight", &[config.label_rows(), d]));
-    for i in 0..config.depth {
+    for i in 0..config.transformer().depth {
         let block = format!("blocks.{i}");
-        specs.extend(Block::specs(&block, d, config.mlp_hidden));
+        specs.extend(Block::specs(&block, d, config.transformer().mlp_hidden));
         specs.extend(linear_specs(&format!("{block}.adaLN_modulation.1"), 6 * d, d));
     }
     specs.extend(linear_specs("final_layer.linear", p * p * config.out_channels, d));
@@ -69,7 +69,7 @@ pub struct DitConditions {
 impl Dit {
     /// Reads the weights.
     pub fn load(config: &ModelConfig, loader: &Loader) -> Result<Self> {
-        let (d, p) = (config.hidden_size, config.patch_size);
+        let (d, p) = (config.transformer().hidden_size, config.transformer().patch_size);
         let block = |i: usize| loader.at(format!("blocks.{i}"));
         let out = p * p * config.out_channels;
         Ok(Self {
@@ -77,9 +77,9 @@ impl Dit {
             positions: loader.tensor("pos_embed", &[config.tokens(), d])?,
             time: TimeMlp::load(&loader.at("t_embedder.mlp"), config.time.dim, d)?,
             labels: loader.tensor("y_embedder.embedding_table.weight", &[config.label_rows(), d])?,
-            blocks: loader.each(config.depth, |i| Block::load(config.block(), &block(i)))?,
-            block_adaln: loader.each(config.depth, |i| load_adaln(&block(i), d))?,
-            last: NormLinear::load_modulated(&loader.at("final_layer.linear"), out, d, config.norm_eps)?,
+            blocks: loader.each(config.transformer().depth, |i| Block::load(config.block(), &block(i)))?,
+            block_adaln: loader.each(config.transformer().depth, |i| load_adaln(&block(i), d))?,
+            last: NormLinear::load_modulated(&loader.at("final_layer.linear"), out, d, config.transformer().norm_eps)?,
             last_adaln: load_adaln(&loader.at("final_layer"), d)?,
         })
     }
@@ -96,7 +96,7 @@ impl Dit {
         let block = || BlockConditions::new(config.block(), layers, device, dtype, rows);
         let weight = &self.last.linear().weight;
         let last = Modulated::new(layers, device, dtype, [rows, weight.dim(0), weight.last_dim()])?;
-        Ok(DitConditions { blocks: (0..config.depth).map(|_| block()).collect::<Result<_>>()?, last })
+        Ok(DitConditions { blocks: (0..config.transformer().depth).map(|_| block()).collect::<Result<_>>()?, last })
     }
 
     /// What follows from times and labels alone: row e L + l belongs to evaluation e and label l.
@@ -108,7 +108,7 @@ impl Dit {
         labels: &[u32],
         to: &mut DitConditions,
     ) -> Result<()> {
-        let (dtype, d, rows) = (self.labels.dtype(), config.hidden_size, times.len() * labels.len());
+        let (dtype, d, rows) = (self.labels.dtype(), config.transformer().hidden_size, times.len() * labels.len());
         let mut time = Tensor::zeros(device, dtype, &[times.len(), d])?;
         self.time.embed(device, &config.time, times, &mut time)?;
         let labels = Tensor::from_u32(device, &[labels.len()], labels)?;
@@ -140,7 +140,7 @@ impl Dit {
         dtype: DType,
         batch: usize,
     ) -> Result<DitActs> {
-        let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
+        let (d, p, tokens) = (config.transformer().hidden_size, config.transformer().patch_size, config.tokens());
         let per_token = |n| Tensor::zeros(device, dtype, &[batch, tokens, n]);
         let linears = [&self.patch_embed, self.last.linear()];
         let workspace = (self.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
@@ -172,7 +172,7 @@ impl Dit {
         let select = inputs.select();
         // The scales of the norms in front of the attentions, then of the last norm.
         let scale = |i: usize| blocks.get(i).map_or(last, |b| &b.attn).scale();
-        patchify(device, inputs.x, config.patch_size, patches)?;
+        patchify(device, inputs.x, config.transformer().patch_size, patches)?;
         let residual = Residual::Rows(&self.positions);
         let embed = Operands { residual, select: Some(select), ..self.patch_embed.on(patches) };
         linear(device, embed, x, block.normed.wanted(Some(scale(0))), workspace)?;
@@ -184,7 +184,7 @@ impl Dit {
         let modulated = Some((last, select));
         self.last.forward(device, x, &mut block.normed, modulated, Activation::None, out, workspace)?;
         tap("final", out);
-        unpatchify(device, out, config.patch_size, output)
+        unpatchify(device, out, config.transformer().patch_size, output)
     }
 }
 

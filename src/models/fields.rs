@@ -18,6 +18,18 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// What a norm adds to the variance, under any of `names`, put into `eps`.
+    pub fn epsilon(&self, names: &[&'static str], eps: &mut f64) -> Result<(), String> {
+        if let Some((name, given)) = self.number(names)? {
+            // Norms are computed in f32, where a smaller number is none.
+            if !(given < 1.0 && given as f32 >= f32::MIN_POSITIVE) {
+                return Err(format!("{name} is {given}, a number between 1e-37 and 1 expected"));
+            }
+            *eps = given;
+        }
+        Ok(())
+    }
+
     /// The whole number under any of `names`, from 0 to 10^9.
     pub fn integer(&self, names: &[&'static str]) -> Result<Field<usize>, String> {
         self.any(names, |name, value| match as_integer(value) {
@@ -26,9 +38,9 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Height and width of the square images: a number, `[H, W]`, or timm's `[C, H, W]` with C among `channels`.
-    pub fn image_size(&self, channels: &[usize]) -> Result<Field<usize>, String> {
-        self.any(&["image_size", "img_size", "input_size"], |name, value| {
+    /// Height and width of the square images under any of `names`: a number, `[H, W]`, or timm's `[C, H, W]` with C among `channels`.
+    pub fn image_size(&self, names: &[&'static str], channels: &[usize]) -> Result<Field<usize>, String> {
+        self.any(names, |name, value| {
             let sides: Option<Vec<usize>> = match value {
                 Value::Array(sides) => sides.iter().map(as_integer).collect(),
                 one => as_integer(one).map(|n| vec![n, n]),
@@ -44,6 +56,47 @@ impl<'a> Fields<'a> {
     /// Refuses a number under one of `names` other than `found`, which the weights have.
     pub fn compare(&self, names: &[&'static str], found: usize) -> Result<(), String> {
         compare(self.integer(names)?, found)
+    }
+
+    /// The whole numbers of the list called `name`.
+    pub fn list(&self, name: &'static str) -> Result<Field<Vec<usize>>, String> {
+        match self.present(name) {
+            None => Ok(None),
+            Some(value) => match value.as_array().and_then(|list| list.iter().map(as_integer).collect()) {
+                Some(list) => Ok(Some((name, list))),
+                None => Err(format!("{name} is {value}, a list of whole numbers expected")),
+            },
+        }
+    }
+
+    /// Refuses a list called `name` other than `found`, which the weights have.
+    pub fn compare_list(&self, name: &'static str, found: &[usize]) -> Result<(), String> {
+        match self.list(name)? {
+            Some((name, given)) if given != found => {
+                Err(format!("{name} is {given:?}, but the shapes of the weights say {found:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a number of classes other than the `found` outputs of a classifier, if it has any.
+    pub fn compare_head(&self, found: usize) -> Result<(), String> {
+        if found > 0 { self.compare(&["num_classes"], found) } else { Ok(()) }
+    }
+
+    /// Refuses a field called `name` that is none of `computed`, all that is computed here.
+    pub fn only(&self, name: &'static str, computed: &[Value]) -> Result<(), String> {
+        let Some(value) = self.present(name).filter(|value| !computed.contains(value)) else {
+            return Ok(());
+        };
+        let expected: Vec<String> = computed.iter().map(Value::to_string).collect();
+        let expected = if expected.is_empty() { "nothing".into() } else { expected.join(" or ") };
+        Err(format!("{name} is {value}, {expected} expected: another is not computed here"))
+    }
+
+    /// The field called `name`; null stands for none.
+    fn present(&self, name: &str) -> Option<&'a Value> {
+        self.0.get(name).filter(|value| !value.is_null())
     }
 
     /// The string called `name`.
@@ -72,7 +125,7 @@ impl<'a> Fields<'a> {
     ) -> Result<Field<T>, String> {
         let mut found = None;
         for &name in names {
-            if let Some(value) = self.0.get(name) {
+            if let Some(value) = self.present(name) {
                 found = agree(found, Some((name, parse(name, value)?)))?;
             }
         }

@@ -22,7 +22,7 @@ pub(super) const ENCODER_CHANNELS: usize = 3;
 
 /// Parameters, under the notebooks' names without their outer `unet.`.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
-    let (d, p, c) = (config.hidden_size, config.patch_size, config.in_channels);
+    let (d, p, c) = (config.transformer().hidden_size, config.transformer().patch_size, config.in_channels);
     let mut specs = vec![
         ParamSpec::new("input_conv.weight", &[ENCODER_CHANNELS, c, 1, 1]),
         ParamSpec::new("input_conv.bias", &[ENCODER_CHANNELS]),
@@ -30,7 +30,7 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
         ParamSpec::new("pretrained_vit.patch_embed.proj.weight", &[d, ENCODER_CHANNELS, p, p]),
         ParamSpec::new("pretrained_vit.patch_embed.proj.bias", &[d]),
     ];
-    for i in 0..config.depth {
+    for i in 0..config.transformer().depth {
         specs.extend(block_specs(&format!("pretrained_vit.blocks.{i}"), config));
     }
     specs.extend(TimeMlp::specs("time_embed.time_mlp", config.time.dim, d));
@@ -69,14 +69,15 @@ pub struct FlowVitConditions {
 impl FlowVit {
     /// Reads the weights.
     pub fn load(config: &ModelConfig, loader: &Loader) -> Result<Self> {
-        let (d, p) = (config.hidden_size, config.patch_size);
+        let (d, p) = (config.transformer().hidden_size, config.transformer().patch_size);
         let vit = loader.at("pretrained_vit");
         let positions = vit.read("pos_embed")?;
         Ok(Self {
             patch_embed: fold_input_conv(config, loader)?,
             // Row 0 belongs to the class token, which this model does without.
             positions: vit.computed("pos_embed", &[config.tokens(), d], &widen(&positions[d..]))?,
-            blocks: loader.each(config.depth, |i| Block::load(config.block(), &vit.at(format!("blocks.{i}"))))?,
+            blocks: loader
+                .each(config.transformer().depth, |i| Block::load(config.block(), &vit.at(format!("blocks.{i}"))))?,
             time: TimeMlp::load(&loader.at("time_embed.time_mlp"), config.time.dim, d)?,
             output: [
                 Linear::load(&loader.at("output_proj.0"), d, d)?,
@@ -93,7 +94,7 @@ impl FlowVit {
         dtype: DType,
         evaluations: usize,
     ) -> Result<FlowVitConditions> {
-        let zeros = || Tensor::zeros(device, dtype, &[evaluations, config.hidden_size]);
+        let zeros = || Tensor::zeros(device, dtype, &[evaluations, config.transformer().hidden_size]);
         Ok(FlowVitConditions { time: zeros()?, bias: zeros()? })
     }
 
@@ -120,7 +121,7 @@ impl FlowVit {
         dtype: DType,
         batch: usize,
     ) -> Result<FlowVitActs> {
-        let (d, p, tokens) = (config.hidden_size, config.patch_size, config.tokens());
+        let (d, p, tokens) = (config.transformer().hidden_size, config.transformer().patch_size, config.tokens());
         let zeros = |n| Tensor::zeros(device, dtype, &[batch, tokens, n]);
         let linears = [&self.patch_embed, &self.output[0], &self.output[1]];
         let workspace = (self.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
@@ -148,7 +149,7 @@ impl FlowVit {
         tap: Tap,
     ) -> Result<()> {
         let FlowVitActs { patches, x, block, out, workspace } = acts;
-        patchify(device, inputs.x, config.patch_size, patches)?;
+        patchify(device, inputs.x, config.transformer().patch_size, patches)?;
         let embed = Operands { residual: Residual::Rows(&self.positions), ..self.patch_embed.on(patches) };
         linear(device, embed, x, block.normed.wanted(None), workspace)?;
         tap("tokens_plus_pos", x);
@@ -164,14 +165,18 @@ impl FlowVit {
         };
         linear(device, timed, &mut block.h, None, workspace)?;
         last.forward(device, &block.h, Activation::None, Residual::None, out, workspace)?;
-        unpatchify(device, out, config.patch_size, output)
+        unpatchify(device, out, config.transformer().patch_size, output)
     }
 }
 
 /// The 1x1 convolution in front of the patch embedding, folded into its weights in f64: exact, because there is no
 /// padding.
 fn fold_input_conv(config: &ModelConfig, loader: &Loader) -> Result<Linear> {
-    let (d, c, pp) = (config.hidden_size, config.in_channels, config.patch_size * config.patch_size);
+    let (d, c, pp) = (
+        config.transformer().hidden_size,
+        config.in_channels,
+        config.transformer().patch_size * config.transformer().patch_size,
+    );
     let conv = (loader.read("input_conv.weight")?, loader.read("input_conv.bias")?);
     let proj = loader.at("pretrained_vit.patch_embed.proj");
     let (weight, bias) = (proj.read("weight")?, proj.read("bias")?);

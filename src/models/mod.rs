@@ -1,15 +1,25 @@
 //! Architectures, one file each, and how a checkpoint is recognised and read.
 
+pub mod autoencoder_kl;
 pub mod builtin;
 pub mod config;
+pub mod convnextv2;
+mod diffusers;
 pub mod dit;
+pub mod efficientnet;
 pub mod export;
 mod fields;
 pub mod flow_vit;
 pub mod import;
 mod overlay;
-pub mod training;
+mod recognise;
+pub mod resnet;
 pub mod sampling;
+mod shapes;
+pub mod smp;
+pub mod training;
+pub mod transformer;
+pub mod unet2d;
 pub mod vit;
 
 use std::path::PathBuf;
@@ -21,18 +31,37 @@ use crate::nn::norm::Layers;
 use crate::nn::params::{Loader, ParamSpec, WeightSource};
 use crate::ops::Select;
 use crate::tensor::{DType, Tensor};
-use config::{Architecture, ModelConfig};
+use config::{ModelConfig, NetworkConfig};
 
 /// Channels of the narrowest head that the attention kernels take.
 const MIN_GPU_HEAD: usize = 32;
 
 /// The parameters of the architecture that `config` describes, under our names.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
-    match config.architecture {
-        Architecture::FlowVit => flow_vit::specs(config),
-        Architecture::Dit => dit::specs(config),
-        Architecture::Vit => vit::specs(config),
+    let (from, to) = (config.in_channels, config.out_channels);
+    match &config.network {
+        NetworkConfig::FlowVit(_) => flow_vit::specs(config),
+        NetworkConfig::Dit(_) => dit::specs(config),
+        NetworkConfig::Vit(_) => vit::specs(config),
+        NetworkConfig::Smp(smp) => smp.specs(from, to, config.time.dim),
+        NetworkConfig::Unet2d(unet) => unet.specs(from, to, config.time.dim),
+        NetworkConfig::AutoencoderKl(vae) => vae.specs(from, to),
+        NetworkConfig::ConvNextV2(convnext) => convnext.specs(from),
+        NetworkConfig::ResNet(resnet) => resnet.specs(from),
+        NetworkConfig::EfficientNet(efficientnet) => efficientnet.specs(from),
     }
+}
+
+/// How many numbers training changes: neither DiT's fixed table of positions, nor the position of the class token that
+/// the flow ViT does without, nor BatchNorm's running statistics.
+pub fn parameters(config: &ModelConfig) -> usize {
+    let learned = specs(config).into_iter().filter(|spec| !spec.is_statistic());
+    let count = learned.map(|s| match (&config.network, s.name.as_str()) {
+        (NetworkConfig::Dit(_), "pos_embed") => 0,
+        (NetworkConfig::FlowVit(t), "pretrained_vit.pos_embed") => config.tokens() * t.hidden_size,
+        _ => s.shape.iter().product(),
+    });
+    count.sum()
 }
 
 /// A velocity model with its weights on a device.
@@ -110,17 +139,19 @@ impl Model {
     /// computed with or its heads are too narrow for a GPU; the device's errors.
     pub fn load(config: ModelConfig, source: &dyn WeightSource, device: &Device, dtype: DType) -> Result<Self> {
         config.check().map_err(|e| Error::input(source.origin(), format!("configuration: {e}")))?;
-        let head_dim = config.hidden_size / config.num_heads;
+        if let Some(problem) = config.network_problem() {
+            return Err(Error::input(source.origin(), problem));
+        }
+        let head_dim = config.transformer().hidden_size / config.transformer().num_heads;
         if matches!(device, Device::Cuda(_)) && head_dim < MIN_GPU_HEAD {
             let reason =
                 format!("heads of {head_dim} channels, {MIN_GPU_HEAD} to 128 expected on a GPU: use --device cpu");
             return Err(Error::input(source.origin(), reason));
         }
         let loader = Loader::new(source, device, dtype);
-        let network = match config.architecture {
-            Architecture::FlowVit => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
-            Architecture::Dit => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
-            Architecture::Vit => return Err(Error::input(source.origin(), config::CLASSIFIER)),
+        let network = match config.network {
+            NetworkConfig::FlowVit(_) => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
+            _ => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
         };
         let layers = Layers::best(device);
         Ok(Self { origin: source.origin().to_path_buf(), config, device: device.clone(), dtype, layers, network })

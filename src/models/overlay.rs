@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Architecture, Classes, ModelConfig, Prediction};
+use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction, Task};
 use super::fields::{Fields, agree, compare};
 
+/// Names of the size of images.
+pub(super) const SIZES: [&str; 4] = ["image_size", "img_size", "input_size", "sample_size"];
 /// Channels of the images that timm's encoders were trained on.
 const TIMM_CHANNELS: usize = 3;
 
@@ -31,18 +33,15 @@ fn is_timm(given: &Map<String, Value>) -> bool {
     name.is_some_and(|name| Architecture::ALL.iter().all(|ours| ours.name() != name))
 }
 
-/// Image size that `given` states for a model of `architecture` with images of `channels`.
+/// Image size that `given` states for images of any of `channels`.
 ///
 /// # Errors
 /// One line: no size, or two that differ.
 pub(super) fn image_size(
     given: &Map<String, Value>,
-    architecture: Architecture,
-    channels: usize,
+    channels: &[usize],
 ) -> Result<Option<(&'static str, usize)>, String> {
-    // Beside a flow-matching ViT there may be the configuration of its encoder.
-    let encoder = if architecture == Architecture::FlowVit { TIMM_CHANNELS } else { channels };
-    Fields(given).image_size(&[channels, encoder])
+    Fields(given).image_size(&SIZES, channels)
 }
 
 impl ModelConfig {
@@ -52,36 +51,45 @@ impl ModelConfig {
     /// One line: the field, what was found, what was expected.
     pub(super) fn overlay(&mut self, given: &Map<String, Value>) -> Result<(), String> {
         let fields = Fields(given);
-        let ours = self.architecture.name();
+        let ours = self.architecture().name();
         let other = fields.text("architecture")?.filter(|(_, name)| *name != ours && !is_timm(given));
         if let Some((field, name)) = other {
             return Err(format!("{field} is {name}, but the keys of the weights say {ours}"));
         }
-        compare(image_size(given, self.architecture, self.in_channels)?, self.image_size)?;
-        fields.compare(&["patch_size"], self.patch_size)?;
-        fields.compare(&["hidden_size", "embed_dim"], self.hidden_size)?;
-        fields.compare(&["depth"], self.depth)?;
+        // Beside a flow-matching ViT there may be the configuration of its encoder.
+        let encoder = if self.architecture() == Architecture::FlowVit { TIMM_CHANNELS } else { self.in_channels };
+        if let Some((class, given)) = self.architecture().diffusers_class().zip(fields.text("_class_name")?)
+            && given.1 != class
+        {
+            return Err(format!("_class_name is {}, but the keys of the weights say {class}", given.1));
+        }
+        let size = image_size(given, &[self.in_channels, encoder])?;
         fields.compare(&["in_channels"], self.in_channels)?;
-        if let Some((_, heads)) = fields.integer(&["num_heads"])? {
-            self.num_heads = heads;
-        }
-        if let Some((name, ratio)) = fields.number(&["mlp_ratio"])? {
-            // The width is the product rounded down, give or take the last bit of a ratio like 5/3.
-            let over = self.hidden_size as f64 * ratio - self.mlp_hidden as f64;
-            if !(-1e-6..1.0).contains(&over) {
-                let found = self.mlp_hidden as f64 / self.hidden_size as f64;
-                return Err(format!("{name} is {ratio}, but the weights' feed-forward layers have ratio {found}"));
+        match &mut self.network {
+            NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => {
+                compare(size, self.image_size)?;
+                t.overlay(&fields)?;
             }
-        }
-        if let Some((name, eps)) = fields.number(&["norm_eps", "ln_eps"])? {
-            // Norms are computed in f32, where a smaller number is none.
-            if !(eps < 1.0 && eps as f32 >= f32::MIN_POSITIVE) {
-                return Err(format!("{name} is {eps}, a number between 1e-37 and 1 expected"));
+            NetworkConfig::Smp(smp) => smp.overlay(&fields, self.out_channels)?,
+            NetworkConfig::Unet2d(unet) => {
+                fields.compare(&["out_channels"], self.out_channels)?;
+                unet.overlay(&fields, &mut self.time)?;
             }
-            self.norm_eps = eps;
+            NetworkConfig::AutoencoderKl(vae) => {
+                fields.compare(&["out_channels"], self.out_channels)?;
+                vae.overlay(&fields)?;
+            }
+            NetworkConfig::ConvNextV2(convnext) => convnext.overlay(&fields)?,
+            NetworkConfig::ResNet(resnet) => resnet.overlay(&fields)?,
+            NetworkConfig::EfficientNet(efficientnet) => efficientnet.overlay(&fields)?,
         }
-        self.overlay_gelu(&fields)?;
-        self.overlay_time(&fields)?;
+        // The weights of a convolutional network fit images of any size.
+        if let Some((_, size)) = size {
+            self.image_size = size;
+        }
+        if self.architecture().task() == Task::Generate {
+            self.overlay_time(&fields)?;
+        }
         let learns = self.out_channels != self.in_channels;
         if let Some((name, given)) = fields.flag("learn_sigma")?.filter(|(_, given)| *given != learns) {
             return Err(format!("{name} is {given}, but the last layer has {} channels", self.out_channels));
@@ -103,22 +111,6 @@ impl ModelConfig {
             };
         }
         self.sampling.overlay(&fields, self.prediction)
-    }
-
-    fn overlay_gelu(&mut self, fields: &Fields) -> Result<(), String> {
-        let gelu = fields.text("gelu")?;
-        let tanh = match gelu {
-            None => None,
-            Some((_, "erf" | "none")) => Some(false),
-            Some((_, "tanh")) => Some(true),
-            Some((name, other)) => return Err(format!("{name} is {other:?}, \"erf\" or \"tanh\" expected")),
-        };
-        let flag = fields.flag("tanh_gelu")?;
-        if let (Some((name, gelu)), Some((other, flag))) = (gelu, flag.filter(|(_, flag)| Some(*flag) != tanh)) {
-            return Err(format!("{name} is {gelu:?}, but {other} is {flag}"));
-        }
-        self.gelu_tanh = tanh.or(flag.map(|(_, flag)| flag)).unwrap_or(self.gelu_tanh);
-        Ok(())
     }
 
     fn overlay_time(&mut self, fields: &Fields) -> Result<(), String> {
@@ -152,11 +144,14 @@ impl ModelConfig {
     }
 
     fn overlay_classes(&mut self, fields: &Fields) -> Result<(), String> {
-        match (self.architecture, &mut self.classes) {
-            (Architecture::Vit, _) => fields.compare(&["num_classes"], self.head_size),
+        match (&self.network, &mut self.classes) {
+            (NetworkConfig::Vit(t), _) => fields.compare(&["num_classes"], t.head_size),
+            // Of the others the network compares it.
+            (NetworkConfig::Smp(_) | NetworkConfig::Unet2d(_) | NetworkConfig::AutoencoderKl(_), _) => Ok(()),
+            (NetworkConfig::ConvNextV2(_) | NetworkConfig::ResNet(_) | NetworkConfig::EfficientNet(_), _) => Ok(()),
             // The flow ViT keeps its encoder's classifier settings beside its own; they mean nothing to it.
-            (Architecture::FlowVit, _) | (_, None) => Ok(()),
-            (Architecture::Dit, Some(classes)) => overlay_names(classes, fields),
+            (NetworkConfig::FlowVit(_), _) | (_, None) => Ok(()),
+            (NetworkConfig::Dit(_), Some(classes)) => overlay_names(classes, fields),
         }
     }
 }

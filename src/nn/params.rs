@@ -15,7 +15,15 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
 }
 
+/// Last parts of the names of BatchNorm's running statistics.
+const RUNNING: [&str; 2] = ["running_mean", "running_var"];
+
 impl ParamSpec {
+    /// Whether it is measured while training and not learned: running statistics of BatchNorm.
+    pub fn is_statistic(&self) -> bool {
+        self.name.rsplit('.').next().is_some_and(|last| RUNNING.contains(&last))
+    }
+
     /// A parameter called `name` of `shape`.
     pub fn new(name: impl Into<String>, shape: &[usize]) -> Self {
         Self { name: name.into(), shape: shape.to_vec() }
@@ -25,6 +33,21 @@ impl ParamSpec {
 /// Weight and bias of a linear layer, K inputs and N outputs.
 pub fn linear_specs(name: &str, n: usize, k: usize) -> [ParamSpec; 2] {
     [ParamSpec::new(format!("{name}.weight"), &[n, k]), ParamSpec::new(format!("{name}.bias"), &[n])]
+}
+
+/// Weight [N, C, K, K] and bias of a convolution; C is the channels of one group.
+pub fn conv_specs(name: &str, [n, c, k]: [usize; 3]) -> [ParamSpec; 2] {
+    [ParamSpec::new(format!("{name}.weight"), &[n, c, k, k]), ParamSpec::new(format!("{name}.bias"), &[n])]
+}
+
+/// Weight and bias of a norm over C channels.
+pub fn norm_specs(name: &str, c: usize) -> [ParamSpec; 2] {
+    ["weight", "bias"].map(|part| ParamSpec::new(format!("{name}.{part}"), &[c]))
+}
+
+/// Weight, bias and running statistics of a BatchNorm over C channels.
+pub fn batch_norm_specs(name: &str, c: usize) -> [ParamSpec; 4] {
+    ["weight", "bias", RUNNING[0], RUNNING[1]].map(|part| ParamSpec::new(format!("{name}.{part}"), &[c]))
 }
 
 /// Where parameters are read from: a checkpoint under a key map, or a rule.

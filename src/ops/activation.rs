@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::linear::{Activation, gelu, gelu_tanh, silu};
+use super::linear::{Activation, gelu, gelu_tanh, relu, silu};
 use super::simd::vectorized;
 use super::{SpecLayout, expect, launch_elementwise, moves, round, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
@@ -19,12 +19,7 @@ pub(super) const LAYOUT: SpecLayout = ActivationSpec::LAYOUT;
 impl ActivationSpec {
     fn new(a: &Tensor, act: Activation) -> Result<Self> {
         let (images, dim) = (a.dim(0), a.last_dim());
-        let act = match act {
-            Activation::None => 0,
-            Activation::Gelu => 1,
-            Activation::GeluTanh => 2,
-            Activation::Silu => 3,
-        };
+        let act = act.code();
         Ok(Self { images: to_i32(images)?, rows_per_image: to_i32(a.len() / (images * dim))?, dim: to_i32(dim)?, act })
     }
 }
@@ -152,6 +147,7 @@ fn apply<T: Real>(act: Activation, a: T) -> T {
         Activation::Gelu => gelu(a),
         Activation::GeluTanh => gelu_tanh(a),
         Activation::Silu => silu(a),
+        Activation::Relu => relu(a),
     }
 }
 
@@ -164,6 +160,7 @@ vectorized! {
             Activation::Gelu => y.iter_mut().zip(a).for_each(|(y, &a)| *y = gelu(a)),
             Activation::GeluTanh => y.iter_mut().zip(a).for_each(|(y, &a)| *y = gelu_tanh(a)),
             Activation::Silu => y.iter_mut().zip(a).for_each(|(y, &a)| *y = silu(a)),
+            Activation::Relu => y.iter_mut().zip(a).for_each(|(y, &a)| *y = relu(a)),
         }
         if let Some(gate) = gate {
             y.iter_mut().zip(gate).for_each(|(y, &g)| *y = *y * g);
@@ -183,6 +180,7 @@ vectorized! {
             Activation::Gelu => all.for_each(|(da, (&a, &dy))| *da = gelu_slope(a) * dy),
             Activation::GeluTanh => all.for_each(|(da, (&a, &dy))| *da = gelu_tanh_slope(a) * dy),
             Activation::Silu => all.for_each(|(da, (&a, &dy))| *da = silu_slope(a) * dy),
+            Activation::Relu => all.for_each(|(da, (&a, &dy))| *da = if a > T::default() { dy } else { T::default() }),
         }
         if let Some(gate) = gate {
             da.iter_mut().zip(gate).for_each(|(da, &g)| *da = *da * g);

@@ -19,7 +19,7 @@ use crate::device::packed::Line;
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor, host_zeros};
 
-pub(super) use epilogue::{gelu, gelu_tanh, silu};
+pub(super) use epilogue::{gelu, gelu_tanh, relu, silu};
 pub(super) use gpu::LAYOUT;
 
 /// Columns that one entry of the row statistics covers.
@@ -36,6 +36,21 @@ pub enum Activation {
     GeluTanh,
     /// x / (1 + e^-x).
     Silu,
+    /// max(x, 0).
+    Relu,
+}
+
+impl Activation {
+    /// Its number in the kernels.
+    pub(super) fn code(self) -> i32 {
+        match self {
+            Self::None => 0,
+            Self::Gelu => 1,
+            Self::GeluTanh => 2,
+            Self::Silu => 3,
+            Self::Relu => 4,
+        }
+    }
 }
 
 /// What is added to the product.
@@ -122,19 +137,19 @@ pub struct ForNorm<'a> {
 /// Memory for intermediate results, shared by the layers of a model.
 pub struct Workspace {
     /// f32 sums on a GPU, rows and products in the compute type on the CPU.
-    sums: Tensor,
+    pub(super) sums: Tensor,
     /// Of the blocks that have arrived at each tile; zeros between launches.
-    counters: Tensor,
+    pub(super) counters: Tensor,
     /// Rows as the products of the CPU read them.
-    lines: Vec<Line>,
+    pub(super) lines: Vec<Line>,
 }
 
 /// Elements of a [`Workspace`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WorkspaceSize {
-    sums: usize,
-    counters: usize,
-    lines: usize,
+    pub(super) sums: usize,
+    pub(super) counters: usize,
+    pub(super) lines: usize,
 }
 
 impl WorkspaceSize {

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod attention;
 pub mod backward;
+pub mod conv;
 pub mod dropout;
 pub mod embed;
 pub mod fold;

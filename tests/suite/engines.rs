@@ -48,35 +48,48 @@ pub const CUDA_DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// f16 and bf16, and of a CPU with instructions for bf16, is at most twice that of the f32 loops with every input and
 /// output rounded to the type.
 pub fn check(what: &str, want: &[f64], run: impl Fn(&Device, DType) -> Vec<f32>) {
+    check_on_cpu(what, want, &run);
     let want: Vec<f32> = want.iter().map(|&w| w as f32).collect();
-    let (cpu, rounding, cuda) = (cpu(), rounding_cpu(), cuda());
-    let near = |dtype, device: &str, got: &[f32], bound: f64| {
-        let error = relative_error(got, &want);
-        assert!(error <= bound, "{what} on {device} in {dtype}: relative error {error:.2e}");
-    };
-    near(DType::F64, "cpu", &run(&cpu, DType::F64), 3e-7);
-    let within_rounding = |dtype, device: &str, got: &[f32]| {
-        let (error, yardstick) = (rms_error(got, &want), rms_error(&run(&rounding, dtype), &want));
-        assert!(
-            error <= 2.0 * yardstick,
-            "{what} on {device} in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}"
-        );
-    };
-    for level in Level::ALL {
-        let cpu = cpu_at(level);
-        near(DType::F32, level.name(), &run(&cpu, DType::F32), 1e-5);
-        if level.has_bf16() {
-            within_rounding(DType::BF16, level.name(), &run(&cpu, DType::BF16));
-        }
-    }
+    let cuda = cuda();
     for dtype in CUDA_DTYPES {
         let got = every_mode(&format!("{what} in {dtype}"), || run(&cuda, dtype));
-        if dtype == DType::F32 {
-            near(dtype, "cuda", &got, 1e-5);
-            continue;
-        }
-        within_rounding(dtype, "cuda", &got);
+        within(what, "cuda", dtype, &got, &want, &run);
     }
+}
+
+/// The same on the CPU alone.
+pub fn check_on_cpu(what: &str, want: &[f64], run: &impl Fn(&Device, DType) -> Vec<f32>) {
+    let want: Vec<f32> = want.iter().map(|&w| w as f32).collect();
+    let error = relative_error(&run(&cpu(), DType::F64), &want);
+    assert!(error <= 3e-7, "{what} on cpu in f64: relative error {error:.2e}");
+    for level in Level::ALL {
+        let cpu = cpu_at(level);
+        within(what, level.name(), DType::F32, &run(&cpu, DType::F32), &want, run);
+        if level.has_bf16() {
+            within(what, level.name(), DType::BF16, &run(&cpu, DType::BF16), &want, run);
+        }
+    }
+}
+
+/// The bound of f32, or the yardstick of the narrow types.
+fn within(
+    what: &str,
+    device: &str,
+    dtype: DType,
+    got: &[f32],
+    want: &[f32],
+    run: &impl Fn(&Device, DType) -> Vec<f32>,
+) {
+    if dtype == DType::F32 {
+        let error = relative_error(got, want);
+        assert!(error <= 1e-5, "{what} on {device} in f32: relative error {error:.2e}");
+        return;
+    }
+    let (error, yardstick) = (rms_error(got, want), rms_error(&run(&rounding_cpu(), dtype), want));
+    assert!(
+        error <= 2.0 * yardstick,
+        "{what} on {device} in {dtype}: RMS error {error:.2e}, rounding gives {yardstick:.2e}"
+    );
 }
 
 /// What a counter of evaluations holds: it picks the bias of a product with zeros.

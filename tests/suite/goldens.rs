@@ -416,7 +416,7 @@ fn guidance_and_batches_that_cannot_be_are_usage_errors() {
 fn full_size_block_on_the_gpu() {
     let source = builtin::find("vit-b16").unwrap();
     let config = source.config();
-    let shape = [1, config.tokens(), config.hidden_size];
+    let shape = [1, config.tokens(), config.transformer().hidden_size];
     let x: Vec<f32> = builtin::hash_uniform("block.x", shape.iter().product()).map(|s| s as f32).collect();
     let run = |device: &Device, dtype: DType| {
         let loader = Loader::new(&source, device, dtype).at("pretrained_vit.blocks.5");

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use arclet::error::Error;
 use arclet::io::{Checkpoint, TensorBytes, write_safetensors};
 use arclet::models::builtin::{self, sincos_positions};
-use arclet::models::config::{Architecture, Classes, ModelConfig, Prediction};
+use arclet::models::config::{Classes, ModelConfig, NetworkConfig, Prediction};
 use arclet::models::import::{Import, KeyDifferences};
+use arclet::models::transformer::TransformerConfig;
 use arclet::models::{Model, specs};
 use arclet::nn::params::WeightSource;
 use arclet::tensor::DType;
@@ -93,28 +94,37 @@ fn assert_refused(error: &Error, parts: &[&str]) {
     }
 }
 
+/// `config` with other sizes.
+fn resized(mut config: ModelConfig, change: impl FnOnce(&mut TransformerConfig)) -> ModelConfig {
+    change(config.transformer_mut());
+    config
+}
+
 /// A DiT of 16 x 16 pixels, 64 tokens, two heads of 64.
 fn dit() -> ModelConfig {
     let config = builtin::find("nanodit").expect("a built-in model").config().clone();
     let names = ["0", "1", "2"].map(String::from).to_vec();
-    ModelConfig {
-        image_size: 16,
-        hidden_size: 128,
-        depth: 1,
-        num_heads: 2,
-        mlp_hidden: 256,
-        classes: Some(Classes { names, aliases: BTreeMap::new(), null: 3 }),
-        ..config
-    }
+    let config =
+        ModelConfig { image_size: 16, classes: Some(Classes { names, aliases: BTreeMap::new(), null: 3 }), ..config };
+    resized(config, |t| (t.hidden_size, t.depth, t.num_heads, t.mlp_hidden) = (128, 1, 2, 256))
 }
 
 fn flow_vit() -> ModelConfig {
     let config = builtin::find("vit-b16").expect("a built-in model").config().clone();
-    ModelConfig { image_size: 16, patch_size: 4, hidden_size: 64, depth: 1, num_heads: 1, mlp_hidden: 128, ..config }
+    let sizes = |t: &mut TransformerConfig| {
+        (t.patch_size, t.hidden_size, t.depth, t.num_heads, t.mlp_hidden) = (4, 64, 1, 1, 128);
+    };
+    ModelConfig { image_size: 16, ..resized(config, sizes) }
 }
 
 fn vit() -> ModelConfig {
-    ModelConfig { architecture: Architecture::Vit, in_channels: 3, out_channels: 3, head_size: 5, ..flow_vit() }
+    let sizes = TransformerConfig { head_size: 5, ..flow_vit().transformer().clone() };
+    ModelConfig { in_channels: 3, out_channels: 3, network: NetworkConfig::Vit(sizes), ..flow_vit() }
+}
+
+/// A model with `heads` heads.
+fn headed(config: ModelConfig, heads: usize) -> ModelConfig {
+    resized(config, |t| t.num_heads = heads)
 }
 
 /// What a `config` beside the draft makes of it.
@@ -127,7 +137,8 @@ fn keys_and_shapes_tell_the_architecture() {
     for config in [dit(), flow_vit(), vit()] {
         assert_eq!(Draft::of(&config).read(), config);
     }
-    let original = ModelConfig { out_channels: 2, prediction: Prediction::Epsilon, gelu_tanh: true, ..dit() };
+    let original = resized(dit(), |t| t.gelu_tanh = true);
+    let original = ModelConfig { out_channels: 2, prediction: Prediction::Epsilon, ..original };
     let read = Draft::of(&original).read();
     assert_eq!(read.time.scale, 1.0);
     assert_eq!(ModelConfig { time: original.time, ..read.clone() }, original);
@@ -213,14 +224,18 @@ fn aliases_mean_the_same_and_must_agree() {
         flow.clone().config(json!({ width: 65 })).refused(&[width, "65", "64"]);
     }
     for eps in ["norm_eps", "ln_eps"] {
-        assert_eq!(with(&flow, json!({ eps: 1e-5 })).norm_eps, 1e-5);
+        assert_eq!(with(&flow, json!({ eps: 1e-5 })).transformer().norm_eps, 1e-5);
     }
     for scale in ["t_scale", "freq_scale"] {
         assert_eq!(with(&flow, json!({ scale: 7 })).time.scale, 7.0);
     }
     assert_eq!(with(&flow, json!({ "time_embedding": { "scale": 7 } })).time.scale, 7.0);
-    assert!(with(&dit, json!({ "tanh_gelu": true })).gelu_tanh);
-    assert!(with(&dit, json!({ "gelu": "tanh", "tanh_gelu": true, "t_scale": 1, "freq_scale": 1.0 })).gelu_tanh);
+    assert!(with(&dit, json!({ "tanh_gelu": true })).transformer().gelu_tanh);
+    assert!(
+        with(&dit, json!({ "gelu": "tanh", "tanh_gelu": true, "t_scale": 1, "freq_scale": 1.0 }))
+            .transformer()
+            .gelu_tanh
+    );
 
     for (config, parts) in [
         (json!({ "image_size": 16, "img_size": 32 }), ["image_size is 16", "img_size is 32"]),
@@ -240,8 +255,8 @@ fn aliases_mean_the_same_and_must_agree() {
 fn plain_metadata_are_a_configuration_of_strings() {
     let draft = Draft::of(&dit()).metadata("format", "pt");
     let read = draft.clone().metadata("tanh_gelu", "True").metadata("t_scale", "1").metadata("ln_eps", "1e-5").read();
-    assert_eq!((read.gelu_tanh, read.time.scale, read.norm_eps), (true, 1.0, 1e-5));
-    assert_eq!(draft.clone().metadata("num_heads", "4").metadata("img_size", "16").read().num_heads, 4);
+    assert_eq!((read.transformer().gelu_tanh, read.time.scale, read.transformer().norm_eps), (true, 1.0, 1e-5));
+    assert_eq!(draft.clone().metadata("num_heads", "4").metadata("img_size", "16").read().transformer().num_heads, 4);
     draft.clone().metadata("img_size", "64").refused(&["img_size is 64", "16"]);
     draft.clone().metadata("num_heads", "four").refused(&["num_heads", "four", "whole number"]);
 
@@ -269,9 +284,9 @@ fn timm_configurations_are_read_as_such() {
         "architecture": "vit_tiny_patch4_16", "num_classes": 5, "num_features": 64, "input_size": [3, 16, 16],
         "model_args": { "img_size": [16, 16], "num_heads": 2 }, "pretrained_cfg": { "input_size": [3, 224, 224] },
     });
-    assert_eq!(with(&Draft::of(&vit()), timm.clone()), ModelConfig { num_heads: 2, ..vit() });
+    assert_eq!(with(&Draft::of(&vit()), timm.clone()), headed(vit(), 2));
     // Beside a flow-matching ViT it is the encoder's.
-    assert_eq!(with(&Draft::of(&flow_vit()), timm.clone()), ModelConfig { num_heads: 2, ..flow_vit() });
+    assert_eq!(with(&Draft::of(&flow_vit()), timm.clone()), headed(flow_vit(), 2));
     for (name, value, parts) in [
         ("input_size", json!([3, 224, 224]), ["input_size is 224", "16"]),
         ("input_size", json!([1, 16, 16]), ["input_size is [1,16,16]", "3 channels"]),
@@ -286,13 +301,13 @@ fn timm_configurations_are_read_as_such() {
         Draft::of(&vit()).config(config).refused(&parts);
     }
     for name in ["dit", "flow_vit", "vit"] {
-        let fits = |config: &ModelConfig| config.architecture.name() == name;
+        let fits = |config: &ModelConfig| config.architecture().name() == name;
         for draft in [dit(), flow_vit(), vit()] {
             let file = Draft::of(&draft).config(json!({ "architecture": name }));
             if fits(&draft) {
                 file.read();
             } else {
-                file.refused(&[&format!("architecture is {name}"), draft.architecture.name()]);
+                file.refused(&[&format!("architecture is {name}"), draft.architecture().name()]);
             }
         }
     }
@@ -338,7 +353,7 @@ fn a_configuration_may_not_contradict_the_shapes() {
 
 #[test]
 fn heads_are_guessed_only_where_64_divides() {
-    let config = ModelConfig { hidden_size: 96, num_heads: 3, ..dit() };
+    let config = resized(dit(), |t| (t.hidden_size, t.num_heads) = (96, 3));
     let draft = Draft::of(&config);
     draft.refused(&["num_heads", "96", "64"]);
     assert_eq!(with(&draft, json!({ "num_heads": 3 })), config);
@@ -417,7 +432,7 @@ fn a_folder_has_its_configuration_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| -> PathBuf { folder.path().join(name) };
     Draft::of(&dit()).config(json!({ "num_heads": 4 })).write(&file("model.safetensors"));
-    let heads = |path: &Path| Import::new(&Checkpoint::open(path).unwrap()).unwrap().config.num_heads;
+    let heads = |path: &Path| Import::new(&Checkpoint::open(path).unwrap()).unwrap().config.transformer().num_heads;
     assert_eq!(heads(folder.path()), 4);
     std::fs::write(file("config.json"), json!({ "num_heads": 2 }).to_string()).unwrap();
     assert_eq!((heads(folder.path()), heads(&file("model.safetensors"))), (2, 2));

@@ -20,3 +20,4 @@ mod simulate;
 mod static_table;
 mod tiles;
 mod trace;
+mod zoo;

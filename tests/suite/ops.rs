@@ -1,6 +1,7 @@
 //! Every operation against a plain f64 loop written here, on every device, in every type, schedule and mode.
 
 mod attention_unfused;
+mod conv;
 
 use arclet::device::Device;
 use arclet::device::probe::phase_times;
@@ -89,6 +90,7 @@ fn linear_case(c: LinearCase) {
                 Activation::Gelu => gelu(v),
                 Activation::GeluTanh => gelu_tanh(v),
                 Activation::Silu => silu(v),
+                Activation::Relu => v.max(0.0),
             };
             let before = y0[row * n + col] as f64;
             want[row * n + col] = match residual {
@@ -122,9 +124,10 @@ fn linear_case(c: LinearCase) {
 
 #[test]
 fn linear_epilogues() {
-    use Activation::{Gelu, GeluTanh, None as Plain, Silu};
+    use Activation::{Gelu, GeluTanh, None as Plain, Relu, Silu};
     for (act, residual) in [
         (Plain, "none"),
+        (Relu, "none"),
         (Gelu, "none"),
         (GeluTanh, "none"),
         (Silu, "none"),

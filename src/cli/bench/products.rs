@@ -44,27 +44,34 @@ impl Product {
 
 /// The products that one evaluation of one image runs, in order.
 pub fn products(config: &ModelConfig) -> Vec<Product> {
-    let (d, tokens) = (config.hidden_size, config.tokens());
-    let pixels = config.patch_size * config.patch_size;
+    let (d, tokens) = (config.transformer().hidden_size, config.tokens());
+    let pixels = config.transformer().patch_size * config.transformer().patch_size;
     let linear = |m, n, k| Product::Linear { m, n, k };
-    let attention = Product::Attention { tokens, heads: config.num_heads, head_dim: d / config.num_heads };
-    let conditional = config.architecture == Architecture::Dit;
+    let attention = Product::Attention {
+        tokens,
+        heads: config.transformer().num_heads,
+        head_dim: d / config.transformer().num_heads,
+    };
+    let conditional = config.architecture() == Architecture::Dit;
     let mut all = vec![linear(tokens, d, pixels * config.in_channels)];
-    if config.architecture != Architecture::Vit {
+    if config.architecture() != Architecture::Vit {
         all.extend([linear(1, d, config.time.dim), linear(1, d, d)]);
     }
-    for _ in 0..config.depth {
+    for _ in 0..config.transformer().depth {
         if conditional {
             all.push(linear(1, 6 * d, d));
         }
         all.extend([linear(tokens, 3 * d, d), attention, linear(tokens, d, d)]);
-        all.extend([linear(tokens, config.mlp_hidden, d), linear(tokens, d, config.mlp_hidden)]);
+        all.extend([
+            linear(tokens, config.transformer().mlp_hidden, d),
+            linear(tokens, d, config.transformer().mlp_hidden),
+        ]);
     }
     let out = pixels * config.out_channels;
-    match config.architecture {
+    match config.architecture() {
         Architecture::FlowVit => all.extend([linear(tokens, d, d), linear(tokens, out, d)]),
         Architecture::Dit => all.extend([linear(1, 2 * d, d), linear(tokens, out, d)]),
-        Architecture::Vit => all.push(linear(1, config.head_size, d)),
+        _ => all.push(linear(1, config.transformer().head_size, d)),
     }
     all
 }
@@ -73,12 +80,13 @@ pub fn products(config: &ModelConfig) -> Vec<Product> {
 /// counts, though it is folded into the patch embedding and costs nothing here.
 pub fn flops(config: &ModelConfig) -> f64 {
     let all: f64 = products(config).into_iter().map(Product::flops).sum();
-    if config.architecture != Architecture::FlowVit {
+    if config.architecture() != Architecture::FlowVit {
         return all;
     }
     let pixels = (config.image_size * config.image_size) as f64;
     let convolution = 2.0 * pixels * (config.in_channels * ENCODER_CHANNELS) as f64;
-    let unfolded = 2.0 * pixels * config.hidden_size as f64 * (ENCODER_CHANNELS - config.in_channels.min(3)) as f64;
+    let unfolded =
+        2.0 * pixels * config.transformer().hidden_size as f64 * (ENCODER_CHANNELS - config.in_channels.min(3)) as f64;
     all + convolution + unfolded
 }
 
@@ -186,7 +194,7 @@ mod tests {
     #[test]
     fn the_baseline_runs_every_product_at_any_batch() {
         let mut config = builtin::find("nanodit").unwrap().config().clone();
-        (config.image_size, config.depth) = (16, 1);
+        (config.image_size, config.transformer_mut().depth) = (16, 1);
         for batch in [1, 64] {
             let mut baseline = Baseline::new(&config, batch);
             baseline.run();

@@ -53,7 +53,7 @@ pub struct DitStep {
 impl DitParams {
     /// Zeros.
     pub fn zeros(config: &ModelConfig, device: &Device, dtype: DType) -> Result<Self> {
-        let (d, p) = (config.hidden_size, config.patch_size);
+        let (d, p) = (config.transformer().hidden_size, config.transformer().patch_size);
         let pair = |n: usize, k: usize| Pair::linear(device, dtype, n, k);
         let block = config.block();
         Ok(Self {
@@ -61,8 +61,10 @@ impl DitParams {
             positions: Tensor::zeros(device, dtype, &[config.tokens(), d])?,
             time: VectorMlp::zeros(device, dtype, config.time.dim, d)?,
             labels: Tensor::zeros(device, dtype, &[config.label_rows(), d])?,
-            blocks: (0..config.depth).map(|_| BlockParams::zeros(&block, device, dtype)).collect::<Result<_>>()?,
-            adaln: (0..config.depth).map(|_| pair(6 * d, d)).collect::<Result<_>>()?,
+            blocks: (0..config.transformer().depth)
+                .map(|_| BlockParams::zeros(&block, device, dtype))
+                .collect::<Result<_>>()?,
+            adaln: (0..config.transformer().depth).map(|_| pair(6 * d, d)).collect::<Result<_>>()?,
             last: pair(p * p * config.out_channels, d)?,
             last_adaln: pair(2 * d, d)?,
         })
@@ -111,7 +113,7 @@ impl DitStep {
         batch: usize,
         recompute: bool,
     ) -> Result<Self> {
-        let (d, tokens) = (config.hidden_size, config.tokens());
+        let (d, tokens) = (config.transformer().hidden_size, config.tokens());
         let vector = || Tensor::zeros(device, dtype, &[batch, d]);
         let six = || -> Result<Modulation> { Ok([vector()?, vector()?, vector()?, vector()?, vector()?, vector()?]) };
         let size = (params.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
@@ -124,9 +126,15 @@ impl DitStep {
             time: VectorSaved::new(device, dtype, batch, config.time.dim, d)?,
             sum: vector()?,
             c: vector()?,
-            parts: (0..config.depth).map(|_| six()).collect::<Result<_>>()?,
+            parts: (0..config.transformer().depth).map(|_| six()).collect::<Result<_>>()?,
             last_parts: [vector()?, vector()?],
-            stack: BlockStack::new(config.block(), device, dtype, [batch, tokens, config.depth], recompute)?,
+            stack: BlockStack::new(
+                config.block(),
+                device,
+                dtype,
+                [batch, tokens, config.transformer().depth],
+                recompute,
+            )?,
             normed: Tensor::zeros(device, dtype, &[batch, tokens, d])?,
             rows: Tensor::zeros(device, dtype, &[batch, 6 * d])?,
             last_rows: Tensor::zeros(device, dtype, &[batch, 2 * d])?,
@@ -172,7 +180,13 @@ impl DitStep {
         params.last_adaln.forward(device, c, last_rows, workspace)?;
         split(device, last_rows, last_parts)?;
         let [shift, scale] = [0, 1].map(|i| Columns::PerImage(&last_parts[i]));
-        layernorm(device, stack.y(), Affine::Modulated { shift, scale, select: None }, config.norm_eps, normed)?;
+        layernorm(
+            device,
+            stack.y(),
+            Affine::Modulated { shift, scale, select: None },
+            config.transformer().norm_eps,
+            normed,
+        )?;
         params.last.forward(device, normed, out, workspace)
     }
 
@@ -195,7 +209,7 @@ impl DitStep {
         let [dshift, dscale, ..] = d_parts;
         let affine = AffineBackward::Modulated { scale: &last_parts[1], dshift, dscale };
         let (y, dy) = stack.y_and_dy();
-        layernorm_backward(device, y, affine, config.norm_eps, d_normed, None, dy, sums)?;
+        layernorm_backward(device, y, affine, config.transformer().norm_eps, d_normed, None, dy, sums)?;
         join(device, &d_parts[..2], last_rows)?;
         params.last_adaln.backward(device, c, last_rows, Some(dc), &mut grads.last_adaln, sums)?;
         for (i, (block, adaln)) in params.blocks.iter().zip(&params.adaln).enumerate().rev() {

@@ -51,7 +51,7 @@ pub struct FlowVitStep {
 impl FlowVitParams {
     /// Zeros.
     pub fn zeros(config: &ModelConfig, device: &Device, dtype: DType) -> Result<Self> {
-        let (d, p, c) = (config.hidden_size, config.patch_size, config.in_channels);
+        let (d, p, c) = (config.transformer().hidden_size, config.transformer().patch_size, config.in_channels);
         let pair = |n: usize, k: usize| Pair::linear(device, dtype, n, k);
         let block = config.block();
         Ok(Self {
@@ -59,7 +59,9 @@ impl FlowVitParams {
             patch_embed: pair(d, ENCODER_CHANNELS * p * p)?,
             class_position: Tensor::zeros(device, dtype, &[d])?,
             positions: Tensor::zeros(device, dtype, &[config.tokens(), d])?,
-            blocks: (0..config.depth).map(|_| BlockParams::zeros(&block, device, dtype)).collect::<Result<_>>()?,
+            blocks: (0..config.transformer().depth)
+                .map(|_| BlockParams::zeros(&block, device, dtype))
+                .collect::<Result<_>>()?,
             time: VectorMlp::zeros(device, dtype, config.time.dim, d)?,
             output: [pair(d, d)?, pair(p * p * config.out_channels, d)?],
         })
@@ -119,9 +121,9 @@ impl FlowVitStep {
         batch: usize,
         recompute: bool,
     ) -> Result<Self> {
-        let (d, tokens) = (config.hidden_size, config.tokens());
+        let (d, tokens) = (config.transformer().hidden_size, config.tokens());
         let zeros = || Tensor::zeros(device, dtype, &[batch, tokens, d]);
-        let pixels = config.in_channels * config.patch_size * config.patch_size;
+        let pixels = config.in_channels * config.transformer().patch_size * config.transformer().patch_size;
         let folded = Pair::linear(device, dtype, d, pixels)?;
         let linears = [&folded, &params.output[0], &params.output[1]];
         let size = (params.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
@@ -133,7 +135,13 @@ impl FlowVitStep {
             time: VectorSaved::new(device, dtype, batch, config.time.dim, d)?,
             folded,
             d_folded: Pair::linear(device, dtype.wide(), d, pixels)?,
-            stack: BlockStack::new(config.block(), device, dtype, [batch, tokens, config.depth], recompute)?,
+            stack: BlockStack::new(
+                config.block(),
+                device,
+                dtype,
+                [batch, tokens, config.transformer().depth],
+                recompute,
+            )?,
             timed: zeros()?,
             product: zeros()?,
             hidden: zeros()?,

@@ -30,7 +30,7 @@ pub fn initial(config: &ModelConfig, name: &str, seed: u64) -> Option<Vec<f32>> 
     let all = specs(config);
     let at = all.iter().position(|spec| spec.name == name)?;
     let n: usize = all[at].shape.iter().product();
-    let rule = match config.architecture {
+    let rule = match config.architecture() {
         Architecture::Dit => dit(&all[at]),
         _ => flow_vit(&all[at], &all),
     };
@@ -48,7 +48,9 @@ pub fn initial(config: &ModelConfig, name: &str, seed: u64) -> Option<Vec<f32>> 
             normal(deviation).into_iter().map(|v| v.clamp(-limit, limit)).collect()
         }
         Rule::Uniform(limit) => uniform(seed, at as u64, n).map(|u| (limit * (2.0 * u - 1.0)) as f32).collect(),
-        Rule::Positions => sincos_positions(config.hidden_size, config.image_size / config.patch_size),
+        Rule::Positions => {
+            sincos_positions(config.transformer().hidden_size, config.image_size / config.transformer().patch_size)
+        }
     })
 }
 

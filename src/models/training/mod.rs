@@ -85,12 +85,12 @@ impl Params {
     /// # Errors
     /// [`Error::Usage`] for a kind of network that cannot be trained; [`Error::OutOfMemory`].
     pub fn zeros(config: &ModelConfig, device: &Device, dtype: DType) -> Result<Self> {
-        match config.architecture {
+        match config.architecture() {
             Architecture::FlowVit => {
                 Ok(Self::FlowVit(Box::new(flow_vit::FlowVitParams::zeros(config, device, dtype)?)))
             }
             Architecture::Dit => Ok(Self::Dit(Box::new(dit::DitParams::zeros(config, device, dtype)?))),
-            Architecture::Vit => Err(Error::usage("a plain ViT cannot be trained: expected dit or flow_vit")),
+            other => Err(Error::usage(format!("{} cannot be trained: dit or flow_vit expected", other.name()))),
         }
     }
 
@@ -218,7 +218,7 @@ impl Step {
             }
             Params::Dit(p) => Network::Dit(Box::new(dit::DitStep::new(config, p, device, dtype, batch, recompute)?)),
         };
-        let (size, p) = (config.image_size, config.patch_size);
+        let (size, p) = (config.image_size, config.transformer().patch_size);
         let image = |dtype: DType, c: usize| Tensor::zeros(device, dtype, &[batch, c, size, size]);
         let tokens = |c: usize| Tensor::zeros(device, dtype, &[batch, config.tokens(), p * p * c]);
         let number = |n: usize| Tensor::zeros(device, dtype.wide(), &[n]);
@@ -287,13 +287,13 @@ impl Step {
     /// The operations'; [`Error::Interrupted`].
     pub fn forward(&mut self, params: &Params, stop: Stop) -> Result<()> {
         let Self { config, device, x, patches, out, conditions, velocity, .. } = self;
-        patchify(device, x, config.patch_size, patches)?;
+        patchify(device, x, config.transformer().patch_size, patches)?;
         match (&mut self.network, params) {
             (Network::FlowVit(step), Params::FlowVit(p)) => step.forward(device, p, patches, out, stop)?,
             (Network::Dit(step), Params::Dit(p)) => step.forward(config, device, p, conditions, patches, out, stop)?,
             _ => return Err(other_model()),
         }
-        unpatchify(device, out, config.patch_size, velocity)?;
+        unpatchify(device, out, config.transformer().patch_size, velocity)?;
         mse(device, velocity, &self.target, &mut self.per_image, &mut self.loss)
     }
 
@@ -304,7 +304,7 @@ impl Step {
     pub fn backward(&mut self, params: &Params, grads: &mut Params, stop: Stop) -> Result<()> {
         let Self { config, device, patches, d_out, conditions, velocity, d_velocity, .. } = self;
         mse_backward(device, velocity, &self.target, &self.scale, d_velocity)?;
-        unpatchify_backward(device, d_velocity, config.patch_size, d_out)?;
+        unpatchify_backward(device, d_velocity, config.transformer().patch_size, d_out)?;
         match (&mut self.network, params, grads) {
             (Network::FlowVit(step), Params::FlowVit(p), Params::FlowVit(g)) => {
                 step.backward(device, p, patches, d_out, g, stop)

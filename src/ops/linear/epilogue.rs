@@ -145,6 +145,7 @@ fn finish_chunk<T: Real, const W: usize>(s: &Segment<T>, at: usize, v: &mut [T; 
         Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
         Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
         Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
+        Activation::Relu => v.iter_mut().for_each(|v| *v = relu(*v)),
     }
     match s.added {
         Added::None => *y = *v,
@@ -181,4 +182,10 @@ pub(in crate::ops) fn gelu_tanh<T: Real>(x: T) -> T {
 #[inline(always)]
 pub(in crate::ops) fn silu<T: Real>(x: T) -> T {
     x / (T::from_f64(1.0) + (-x).exp())
+}
+
+/// max(x, 0); NaN stays NaN.
+#[inline(always)]
+pub(in crate::ops) fn relu<T: Real>(x: T) -> T {
+    if x < T::default() { T::default() } else { x }
 }

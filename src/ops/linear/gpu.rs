@@ -1,6 +1,6 @@
 //! The launches of `kernels/linear.cu` and `kernels/linear_hopper.cu`.
 
-use super::{Activation, ForNorm, Geometry, Norm, Operands, Plan, Residual, Workspace, too_small};
+use super::{ForNorm, Geometry, Norm, Operands, Plan, Residual, Workspace, too_small};
 use crate::device::cuda::{Cuda, Launch, TensorMap};
 use crate::device::trace::Work;
 use crate::error::{Error, Result};
@@ -59,12 +59,7 @@ pub(super) fn launch(
         m: to_i32(m)?,
         n: to_i32(g.n)?,
         k: to_i32(g.k)?,
-        act: match act {
-            Activation::None => 0,
-            Activation::Gelu => 1,
-            Activation::GeluTanh => 2,
-            Activation::Silu => 3,
-        },
+        act: act.code(),
         residual: kind,
         residual_rows: to_i32(residual_rows)?,
         rows_per_image: to_i32(g.rows)?,

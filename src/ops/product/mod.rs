@@ -21,7 +21,7 @@ use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line};
 
 pub use blocks::{Block, cut};
-pub use pack::{pack_columns, pack_row, pack_row_panels, pack_rows_of};
+pub use pack::{RowLines, pack_columns, pack_row, pack_row_panels, pack_rows_of};
 
 /// Most numbers of a tile: 32 rows by two panels.
 const MAX_TILE: usize = 1024;
@@ -75,6 +75,11 @@ impl Kernel {
     /// What it multiplies.
     pub fn element(&self) -> Element {
         self.element
+    }
+
+    /// Most panels that [`Self::multiply`] takes.
+    pub fn panels(&self) -> usize {
+        self.panels
     }
 
     /// Lines that k numbers of a row take.

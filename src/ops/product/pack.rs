@@ -24,6 +24,18 @@ pub struct RowLines<'a> {
     row: usize,
 }
 
+impl RowLines<'_> {
+    /// The lines of the row from `line` on.
+    pub fn from(&mut self, line: usize) -> RowLines<'_> {
+        RowLines { tile: &mut self.tile[line * self.rows..], rows: self.rows, row: self.row }
+    }
+
+    /// Writes zeros to the next `lines` lines.
+    pub fn clear(self, lines: usize) {
+        self.tile[self.row..].iter_mut().step_by(self.rows).take(lines).for_each(|line| *line = Line::default());
+    }
+}
+
 /// Writes the numbers `x` of a row, and zeros up to the end of its last line.
 #[inline]
 pub fn pack_row(element: Element, x: &[f32], to: RowLines) {

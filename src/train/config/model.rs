@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::section::{Section, positive, section, within};
-use crate::models::config::{Architecture, Classes, ModelConfig, Prediction};
+use crate::models::config::{Classes, ModelConfig, NetworkConfig, Prediction};
+use crate::models::sampling::Sampling;
+use crate::models::transformer::TransformerConfig;
 use crate::ops::embed::Sinusoid;
 
 /// The key that names a model to go on from; no other may stand beside it.
@@ -138,18 +140,20 @@ impl NewModel {
             aliases: Default::default(),
             null: class_names.len(),
         });
-        ModelConfig {
-            architecture: if dit { Architecture::Dit } else { Architecture::FlowVit },
-            image_size: self.image_size,
+        let sizes = TransformerConfig {
             patch_size: self.patch_size,
-            in_channels: self.channels,
-            out_channels: self.channels,
             hidden_size: self.hidden_size,
             depth: self.depth,
             num_heads: self.num_heads,
             mlp_hidden: self.mlp_hidden(),
             norm_eps: 1e-6,
             gelu_tanh: self.gelu == Gelu::Tanh,
+            head_size: 0,
+        };
+        ModelConfig {
+            image_size: self.image_size,
+            in_channels: self.channels,
+            out_channels: self.channels,
             time: Sinusoid {
                 dim: 256,
                 cos_first: dit,
@@ -158,9 +162,10 @@ impl NewModel {
                 scale: 1000.0,
             },
             classes,
-            head_size: 0,
             value_range,
             prediction: Prediction::Velocity,
+            sampling: Sampling::default(),
+            network: if dit { NetworkConfig::Dit(sizes) } else { NetworkConfig::FlowVit(sizes) },
         }
     }
 }

@@ -6,6 +6,7 @@ use arclet::models::specs;
 use arclet::nn::params::WeightSource;
 
 use super::{Desk, golden_weights, small_sample};
+use crate::zoo::Table;
 
 #[test]
 fn inspect_names_each_architecture() {
@@ -26,6 +27,38 @@ fn inspect_names_each_architecture() {
     let about = desk.json(&format!("inspect {} --json", golden_weights("a1_flow_vit")));
     assert_eq!(about["unused"].as_array().unwrap().len(), 5);
     assert_eq!(about["dtypes"], serde_json::json!({ "F32": 42 }));
+}
+
+/// Convolutional networks are named and converted, and refused where images are to be drawn.
+#[test]
+fn convolutional_networks_are_shown_and_converted_but_not_sampled() {
+    let desk = Desk::new();
+    for (table, architecture, parameters, refusal) in [
+        ("a7_resnet", "resnet", 159_811, "classifies images"),
+        ("a6_convnextv2", "convnextv2", 115_347, "classifies images"),
+        ("a5_unet2d_condition", "unet2d_condition", 447_844, "forward pass does not exist yet"),
+        ("a5_autoencoder_kl", "autoencoder_kl", 167_959, "latents"),
+    ] {
+        Table::open(table).write(&desk.path("w.safetensors"));
+        let about = desk.json("inspect w.safetensors --json");
+        assert_eq!(
+            (&about["architecture"], &about["parameters"]),
+            (&architecture.into(), &parameters.into()),
+            "{table}"
+        );
+        assert_eq!((&about["fits"], &about["samples"]), (&true.into(), &false.into()), "{table}");
+        let end = desk.run("sample --model w.safetensors --device cpu");
+        assert_eq!(end.code, 3, "{}", end.stderr);
+        assert!(end.stderr.contains(refusal) && end.stderr.contains(architecture), "{}", end.stderr);
+        desk.ok(&format!("convert w.safetensors {table}"));
+        let converted = desk.json(&format!("inspect {table} --json"));
+        assert_eq!((&converted["config"], &converted["unused"]), (&about["config"], &serde_json::json!([])), "{table}");
+    }
+    Table::open("timm_resnet18").write(&desk.path("w.safetensors"));
+    let words = desk.ok("inspect w.safetensors").stdout;
+    assert!(words.contains("resnet18") && words.contains("11689512"), "{words}");
+    // Twenty counters of batches are not worth twenty lines.
+    assert!(words.contains("and 12 more"), "{words}");
 }
 
 #[test]

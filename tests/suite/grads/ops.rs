@@ -76,7 +76,8 @@ fn linear_gradients_on_the_gpu() {
     }
 }
 
-const ACTIVATIONS: [Activation; 4] = [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::None, Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Relu];
 
 /// residual + gate * act(a), with and without gate and residual.
 fn activation_case([images, rows, n]: [usize; 3], act: Activation, gated: bool, seed: u64) -> impl Differentiable {
@@ -112,7 +113,7 @@ fn activation_gradients() {
     for seed in 0..20 {
         let shape = [r.size(1, 3), r.size(1, 4), r.size(1, 9)];
         for gated in [false, true] {
-            on_cpu(&activation_case(shape, ACTIVATIONS[seed % 4], gated, seed as u64));
+            on_cpu(&activation_case(shape, ACTIVATIONS[seed % 5], gated, seed as u64));
         }
     }
     same_bits_on_any_threads(&activation_case([3, 20, 130], Activation::GeluTanh, true, 3));
