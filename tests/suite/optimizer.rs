@@ -7,7 +7,7 @@ use arclet::ops::optimizer::{
     AdamRule, GradReport, REPORT, StepValues, VALUES, adam, cast, ema, fill_zero, grad_report, report_scratch_len,
 };
 use arclet::tensor::{DType, Tensor};
-use arclet::train::optimizer::{AdamConfig, Ema, EmaRule, LossScale, Optimizer, Parameter, StepInputs};
+use arclet::train::optimizer::{LossScale, StepInputs, step_values};
 
 use crate::common::{Golden, cpu, relative_error};
 use crate::engines::{CUDA_DTYPES, cuda, every_mode};
@@ -15,59 +15,69 @@ use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 /// Weights, their gradients, moments and averages on one device.
 struct Run {
     device: Device,
-    optimizer: Optimizer,
-    ema: Ema,
+    rule: AdamRule,
+    steps: u64,
+    values: Tensor,
+    report: Tensor,
+    scratch: Tensor,
     weights: Vec<Tensor>,
     grads: Vec<Tensor>,
+    moments: Vec<[Tensor; 2]>,
+    averages: Vec<Tensor>,
 }
 
 impl Run {
-    fn new(device: &Device, dtype: DType, config: AdamConfig, start: &[(&str, Vec<usize>, Vec<f32>, bool)]) -> Self {
-        let parameter = |(name, shape, _, decays): &(&str, Vec<usize>, Vec<f32>, bool)| Parameter {
-            name: (*name).into(),
-            shape: shape.clone(),
-            decays: *decays,
-        };
+    fn new(device: &Device, dtype: DType, rule: AdamRule, start: &[(&str, Vec<usize>, Vec<f32>, bool)]) -> Self {
         let tensor = |shape: &[usize], v: &[f32]| Tensor::from_f32(device, dtype, shape, v).unwrap();
-        let weights: Vec<Tensor> = start.iter().map(|(_, shape, v, _)| tensor(shape, v)).collect();
-        let grads = start.iter().map(|(_, shape, v, _)| tensor(shape, &vec![0.0; v.len()])).collect();
-        let named = start.iter().map(|(name, ..)| *name).zip(&weights);
+        let zeros = |n: usize| Tensor::zeros(device, dtype, &[n]).unwrap();
+        let given = || start.iter().map(|(_, shape, v, _)| tensor(shape, v)).collect::<Vec<_>>();
+        let empty = || start.iter().map(|(_, shape, v, _)| tensor(shape, &vec![0.0; v.len()]));
         Self {
             device: device.clone(),
-            optimizer: Optimizer::new(device, dtype, config, start.iter().map(parameter).collect()).unwrap(),
-            ema: Ema::new(device, EmaRule::Constant { decay: 0.9 }, named).unwrap(),
-            weights,
-            grads,
+            rule,
+            steps: 0,
+            values: zeros(VALUES),
+            report: zeros(REPORT),
+            scratch: zeros(report_scratch_len(start.iter().map(|(_, _, v, _)| v.len()))),
+            weights: given(),
+            grads: empty().collect(),
+            moments: empty().zip(empty()).map(|(mean, square)| [mean, square]).collect(),
+            averages: given(),
         }
     }
 
     fn enqueue(&mut self) -> arclet::error::Result<()> {
-        let Self { device, optimizer, ema, weights, grads } = self;
-        optimizer.step(device, &mut weights.iter_mut().collect::<Vec<_>>(), &grads.iter().collect::<Vec<_>>())?;
-        ema.update(device, optimizer, &weights.iter().collect::<Vec<_>>())
+        let Self { device, rule, values, report, scratch, weights, grads, moments, averages, .. } = self;
+        grad_report(device, &grads.iter().collect::<Vec<_>>(), values, scratch, report)?;
+        for ((weight, grad), moments) in weights.iter_mut().zip(grads.iter()).zip(moments) {
+            adam(device, *rule, values, report, weight, grad, moments.each_mut())?;
+        }
+        weights.iter().zip(averages).try_for_each(|(weight, average)| ema(device, values, report, weight, average))
     }
 
     fn prepare(&mut self, inputs: StepInputs, grads: &[Vec<f32>]) {
-        self.optimizer.prepare(&self.device, inputs).unwrap();
+        step_values(&self.rule, self.steps + 1, inputs).write(&self.device, &mut self.values).unwrap();
         let to = self.grads.iter_mut().zip(grads);
         to.for_each(|(to, from)| to.write_f32(&self.device, from).unwrap());
+    }
+
+    fn finish(&mut self) -> GradReport {
+        let report = GradReport::read(&self.device, &self.report).unwrap();
+        self.steps += u64::from(report.finite);
+        report
     }
 
     fn step(&mut self, inputs: StepInputs, grads: &[Vec<f32>]) -> GradReport {
         self.prepare(inputs, grads);
         let device = self.device.clone();
         device.run(|| self.enqueue()).unwrap();
-        self.optimizer.finish(&device).unwrap()
+        self.finish()
     }
 
     /// Weights, averages and moments.
     fn state(&self) -> Vec<f32> {
-        let all = self.weights.iter().chain(self.ema.averages().map(|(_, average)| average));
-        let mut state: Vec<f32> = all.flat_map(|t| t.to_f32(&self.device).unwrap()).collect();
-        for parameter in self.optimizer.parameters() {
-            state.extend(self.optimizer.state(&self.device, &parameter.name).unwrap().unwrap().concat());
-        }
-        state
+        let all = self.weights.iter().chain(&self.averages).chain(self.moments.iter().flatten());
+        all.flat_map(|t| t.to_f32(&self.device).unwrap()).collect()
     }
 }
 
@@ -86,7 +96,7 @@ fn inputs(lr: f64) -> StepInputs {
 fn ten_steps(
     golden: &Golden,
     case: &str,
-    config: AdamConfig,
+    config: AdamRule,
     lr: f64,
     run_on: (&Device, DType),
 ) -> Vec<(String, Vec<f32>)> {
@@ -116,13 +126,13 @@ fn ten_steps(
             for (i, n) in ["a", "b"].iter().enumerate() {
                 found.push((format!("{case}.w{}.{n}", k + 1), run.weights[i].to_f32(device).unwrap()));
                 if clipped {
-                    let average = run.ema.state(device, n).unwrap().unwrap();
+                    let average = run.averages[i].to_f32(device).unwrap();
                     found.push((format!("{case}.ema{}.{n}", k + 1), average));
                 }
             }
         }
     }
-    assert_eq!(run.optimizer.steps(), 10);
+    assert_eq!(run.steps, 10);
     found
 }
 
@@ -130,10 +140,10 @@ fn ten_steps(
 fn ten_steps_of_adam_and_adamw_are_pytorchs() {
     let golden = Golden::open("c_training/optimizer.safetensors");
     let cases = [
-        ("adam", AdamConfig::ADAM, 1e-2),
-        ("adam_decay", AdamConfig { beta1: 0.8, beta2: 0.95, eps: 1e-3, weight_decay: 0.1, decoupled: false }, 1e-2),
-        ("adamw", AdamConfig { beta2: 0.99, weight_decay: 0.05, ..AdamConfig::ADAMW }, 1e-2),
-        ("adamw_clip_ema", AdamConfig::ADAMW, 1e-3),
+        ("adam", AdamRule::ADAM, 1e-2),
+        ("adam_decay", AdamRule { beta1: 0.8, beta2: 0.95, eps: 1e-3, weight_decay: 0.1, decoupled: false }, 1e-2),
+        ("adamw", AdamRule { beta2: 0.99, weight_decay: 0.05, ..AdamRule::ADAMW }, 1e-2),
+        ("adamw_clip_ema", AdamRule::ADAMW, 1e-3),
     ];
     for (case, config, lr) in cases {
         let check = |where_: &str, found: &[(String, Vec<f32>)], bound: f64| {
@@ -160,7 +170,7 @@ fn the_first_step_of_the_flow_vit_and_the_norms_of_both_models_are_pytorchs() {
     let start: Vec<_> = names.iter().map(|n| (&**n, weights.shape(n), weights.f32(n), true)).collect();
     let grads: Vec<Vec<f32>> = names.iter().map(|n| vit.f32(&format!("grad.{n}"))).collect();
     for (device, dtype) in [(cpu(), DType::F64), (cpu(), DType::F32), (cuda(), DType::F32)] {
-        let mut run = Run::new(&device, dtype, AdamConfig::ADAMW, &start);
+        let mut run = Run::new(&device, dtype, AdamRule::ADAMW, &start);
         let report = run.step(inputs(1e-3), &grads);
         let error = relative_error(&[report.norm as f32], &golden.f32("flow_vit.norm"));
         assert!(error < 1e-6, "norm on {} in {dtype}: relative error {error:.2e}", device.name());
@@ -247,7 +257,7 @@ const AVERAGED: StepInputs = StepInputs { lr: 1e-3, loss_scale: 1.0, clip: Some(
 fn a_step_with_a_gradient_that_is_not_finite_changes_nothing() {
     for (device, dtype) in [(cpu(), DType::F64), (cpu(), DType::F32), (cuda(), DType::F32)] {
         for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
-            let [mut run, mut other] = [0; 2].map(|_| Run::new(&device, dtype, AdamConfig::ADAMW, &two(1030)));
+            let [mut run, mut other] = [0; 2].map(|_| Run::new(&device, dtype, AdamRule::ADAMW, &two(1030)));
             run.step(AVERAGED, &grads_of(1030, 0));
             other.step(AVERAGED, &grads_of(1030, 0));
             let before = run.state();
@@ -256,7 +266,7 @@ fn a_step_with_a_gradient_that_is_not_finite_changes_nothing() {
             let report = run.step(AVERAGED, &grads);
             assert!(!report.finite && !report.norm.is_finite(), "{report:?} of {bad}");
             assert!(run.state() == before, "{bad} on {} in {dtype} went into the state", device.name());
-            assert_eq!(run.optimizer.steps(), 1, "a skipped step does not count");
+            assert_eq!(run.steps, 1, "a skipped step does not count");
             // The next one is as if it had not been.
             assert!(run.step(AVERAGED, &grads_of(1030, 2)).finite);
             other.step(AVERAGED, &grads_of(1030, 2));
@@ -269,7 +279,7 @@ fn a_step_with_a_gradient_that_is_not_finite_changes_nothing() {
 #[test]
 fn a_loss_scale_changes_no_bit() {
     for device in [cpu(), cuda()] {
-        let [mut run, mut scaled] = [0; 2].map(|_| Run::new(&device, DType::F32, AdamConfig::ADAMW, &two(300)));
+        let [mut run, mut scaled] = [0; 2].map(|_| Run::new(&device, DType::F32, AdamRule::ADAMW, &two(300)));
         for step in 0..3 {
             let grads = grads_of(300, step);
             let larger: Vec<Vec<f32>> = grads.iter().map(|g| g.iter().map(|g| g * 65536.0).collect()).collect();
@@ -285,7 +295,7 @@ fn a_loss_scale_changes_no_bit() {
 fn steps_have_the_same_bits_on_any_threads() {
     let on = |threads: usize| {
         let device = Device::Cpu(Cpu::new(threads).unwrap());
-        let mut run = Run::new(&device, DType::F32, AdamConfig::ADAMW, &two(40_003));
+        let mut run = Run::new(&device, DType::F32, AdamRule::ADAMW, &two(40_003));
         (0..3).for_each(|step| assert!(run.step(AVERAGED, &grads_of(40_003, step)).finite));
         run.state()
     };
@@ -296,7 +306,7 @@ fn steps_have_the_same_bits_on_any_threads() {
 #[test]
 fn a_captured_step_follows_the_values_on_the_device() {
     let device = cuda();
-    let [mut run, mut other] = [0; 2].map(|_| Run::new(&device, DType::F32, AdamConfig::ADAM, &two(1030)));
+    let [mut run, mut other] = [0; 2].map(|_| Run::new(&device, DType::F32, AdamRule::ADAM, &two(1030)));
     let graph = device.capture(|| run.enqueue()).unwrap().unwrap();
     for step in 0..4 {
         let inputs = StepInputs { lr: 1e-3 * (1.0 + step as f64), ema_decay: 0.1 * step as f64, ..AVERAGED };
@@ -306,11 +316,11 @@ fn a_captured_step_follows_the_values_on_the_device() {
         }
         run.prepare(inputs, &grads);
         graph.launch().unwrap();
-        let report = run.optimizer.finish(&device).unwrap();
+        let report = run.finish();
         assert_eq!(report.finite, other.step(inputs, &grads).finite);
         assert!(run.state() == other.state(), "step {step}");
     }
-    assert_eq!(run.optimizer.steps(), 3);
+    assert_eq!(run.steps, 3);
 }
 
 /// One step and one average from given values and report, then the copies in every type.
@@ -364,37 +374,9 @@ fn a_step_has_the_same_bits_on_every_device() {
 }
 
 #[test]
-fn saved_state_continues_bit_for_bit() {
-    let device = cpu();
-    let mut run = Run::new(&device, DType::F32, AdamConfig::ADAMW, &two(100));
-    (0..3).for_each(|step| assert!(run.step(AVERAGED, &grads_of(100, step)).finite));
-    let mut start = two(100);
-    start.iter_mut().zip(&run.weights).for_each(|(s, w)| s.2 = w.to_f32(&device).unwrap());
-    let mut resumed = Run::new(&device, DType::F32, AdamConfig::ADAMW, &start);
-    resumed.optimizer.set_steps(run.optimizer.steps());
-    for name in ["large", "small"] {
-        let [mean, square] = run.optimizer.state(&device, name).unwrap().unwrap();
-        resumed.optimizer.set_state(&device, name, [&mean, &square]).unwrap();
-        resumed.ema.set_state(&device, name, &run.ema.state(&device, name).unwrap().unwrap()).unwrap();
-    }
-    run.step(AVERAGED, &grads_of(100, 3));
-    resumed.step(AVERAGED, &grads_of(100, 3));
-    assert!(run.state() == resumed.state());
-    assert!(
-        run.optimizer.state(&device, "other").unwrap().is_none() && run.ema.state(&device, "other").unwrap().is_none()
-    );
-    assert!(run.optimizer.set_state(&device, "other", [&[0.0; 3]; 2]).is_err());
-    assert!(run.optimizer.set_state(&device, "small", [&[0.0; 4]; 2]).is_err());
-    assert!(run.ema.set_state(&device, "other", &[0.0; 3]).is_err());
-}
-
-#[test]
 fn operands_that_do_not_fit_are_refused() {
     for device in [cpu(), cuda()] {
-        let twice = two(8).map(|p| Parameter { name: "same".into(), shape: p.1, decays: true });
-        assert!(Optimizer::new(&device, DType::F32, AdamConfig::ADAM, twice.to_vec()).is_err());
-        assert!(Optimizer::new(&device, DType::F16, AdamConfig::ADAM, Vec::new()).is_err());
-        let mut run = Run::new(&device, DType::F32, AdamConfig::ADAM, &two(8));
+        let mut run = Run::new(&device, DType::F32, AdamRule::ADAM, &two(8));
         let lost = run.grads.pop().unwrap();
         assert!(run.enqueue().is_err(), "a gradient is missing");
         run.grads.push(Tensor::zeros(&device, DType::F32, &[4]).unwrap());
@@ -411,18 +393,17 @@ fn operands_that_do_not_fit_are_refused() {
 
 #[test]
 fn the_loss_scale_follows_gradscaler() {
-    let mut scale = LossScale::dynamic();
+    let mut scale = LossScale::new(65536.0);
     assert_eq!(scale.value(), 65536.0);
     (0..1999).for_each(|_| scale.update(true));
     assert_eq!((scale.value(), scale.good_steps()), (65536.0, 1999));
-    let mut resumed = LossScale::restore(scale.value(), scale.good_steps());
-    resumed.update(true);
-    assert_eq!((resumed.value(), resumed.good_steps()), (131072.0, 0));
+    scale.update(true);
+    assert_eq!((scale.value(), scale.good_steps()), (131072.0, 0));
     scale.update(false);
-    assert_eq!((scale.value(), scale.good_steps()), (32768.0, 0), "an overflow begins the count again");
+    assert_eq!((scale.value(), scale.good_steps()), (65536.0, 0), "an overflow begins the count again");
     (0..40).for_each(|_| scale.update(false));
     assert_eq!(scale.value(), 1.0);
-    let mut large = LossScale::restore(2f64.powi(127), 1999);
-    large.update(true);
+    let mut large = LossScale::new(2f64.powi(127));
+    (0..2000).for_each(|_| large.update(true));
     assert_eq!((large.value(), large.good_steps()), (2f64.powi(127), 0), "f32 holds the scale");
 }
