@@ -7,12 +7,15 @@ use crate::device::{Device, Graph};
 use crate::error::{Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::training::{Examples, NamedMut, Params, Step};
+use crate::nn::params::ParamSpec;
+use crate::nn::training::Keeping;
 use crate::ops::optimizer::{
     AdamRule, GradReport, REPORT, StepValues, VALUES, adam, cast, ema, fill_zero, grad_report, report_scratch_len,
 };
 use crate::tensor::{DType, Tensor};
 use crate::train::checkpoint::NamedTensor;
 use crate::train::config::{OptimizerKind, OptimizerSection};
+use crate::train::examples::HostExamples;
 
 /// Groups of tensors of a checkpoint.
 const GROUPS: [&str; 4] = ["weights", "average", "mean", "square"];
@@ -38,7 +41,7 @@ pub struct Learner {
     report: Tensor,
     scratch: Tensor,
     step: Option<Step>,
-    recompute: bool,
+    keeping: Keeping,
     stop: fn() -> bool,
 }
 
@@ -49,8 +52,8 @@ pub struct LearnerOptions<'a> {
     pub optimizer: &'a OptimizerSection,
     /// Type of activations.
     pub dtype: DType,
-    /// Whether blocks keep their inputs alone.
-    pub recompute: bool,
+    /// What blocks keep and drop.
+    pub keeping: Keeping,
     /// Whether a step should end before its time.
     pub stop: fn() -> bool,
 }
@@ -66,7 +69,7 @@ impl Learner {
         options: LearnerOptions,
         read: &mut dyn FnMut(&str) -> Result<Vec<f32>>,
     ) -> Result<Self> {
-        let LearnerOptions { optimizer, dtype, recompute, stop } = options;
+        let LearnerOptions { optimizer, dtype, keeping, stop } = options;
         let wide = dtype.wide();
         let zeros = || Params::zeros(config, device, wide);
         let mut weights = zeros()?;
@@ -96,7 +99,7 @@ impl Learner {
             report: Tensor::zeros(device, wide, &[REPORT])?,
             scratch: Tensor::zeros(device, wide, &[partials])?,
             step: None,
-            recompute,
+            keeping,
             stop,
             config: config.clone(),
             device: device.clone(),
@@ -139,17 +142,19 @@ impl Learner {
     pub fn prepare(&mut self, batch: usize) -> Result<()> {
         (self.graphs, self.step) = (None, None);
         let params = self.narrow.as_ref().unwrap_or(&self.weights);
-        self.step = Some(Step::new(&self.config, params, &self.device, batch, self.recompute)?);
+        self.step = Some(Step::new(&self.config, params, &self.device, batch, self.keeping)?);
         Ok(())
     }
 
-    /// Adds the gradients of these examples, times `scale`, and returns their loss.
+    /// Adds the gradients of these examples, times `scale`, and returns their loss. `pass` numbers this call among all of a
+    /// run, and decides what dropout drops.
     ///
     /// # Errors
     /// The operations'; [`Error::Interrupted`], after which the gradients are of no use.
-    pub fn accumulate(&mut self, examples: &Examples, scale: f64) -> Result<f64> {
+    pub fn accumulate(&mut self, examples: &Examples, scale: f64, pass: u32) -> Result<f64> {
         let device = self.device.clone();
         let step = self.step.as_mut().ok_or_else(unprepared)?;
+        step.set_pass(true, pass)?;
         step.set(examples, scale)?;
         match &self.graphs {
             Some([graph, _]) => graph.launch()?,
@@ -239,6 +244,7 @@ impl Learner {
         let params = narrow.as_ref().or(self.narrow.as_ref()).unwrap_or(master);
         let step = self.step.as_mut().ok_or_else(unprepared)?;
         let (mut losses, stop) = (Vec::new(), self.stop);
+        step.set_pass(false, 0)?;
         while let Some(batch) = batches() {
             let batch = batch?;
             step.set(&batch.examples.borrow(), 1.0)?;
@@ -252,7 +258,7 @@ impl Learner {
     ///
     /// # Errors
     /// The driver's.
-    pub fn result(&self) -> Result<Vec<(crate::nn::params::ParamSpec, Vec<f32>)>> {
+    pub fn result(&self) -> Result<Vec<(ParamSpec, Vec<f32>)>> {
         self.average.as_ref().unwrap_or(&self.weights).read(&self.config, &self.device)
     }
 
@@ -296,7 +302,7 @@ impl Learner {
 /// A batch to be looked at, filled up to the size of the memory.
 pub struct BatchOf {
     /// As many as the memory is made for.
-    pub examples: crate::train::examples::HostExamples,
+    pub examples: HostExamples,
     /// How many of them count.
     pub images: usize,
 }

@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::models::config::ModelConfig;
 use crate::models::export::{Parameters, write_model};
+use crate::nn::training::Keeping;
 use crate::tensor::DType;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::config::{Decay, TrainConfig};
@@ -132,7 +133,11 @@ impl Trainer {
         let options = LearnerOptions {
             optimizer: &config.optimizer,
             dtype,
-            recompute: config.memory.checkpoint_activations,
+            keeping: Keeping {
+                recompute: config.memory.checkpoint_activations,
+                dropout: config.regularisation.dropout,
+                seed: config.run.seed,
+            },
             stop: plan.stop,
         };
         let mut learner = Learner::new(&plan.model, &plan.device, options, read)?;
@@ -346,7 +351,7 @@ impl Trainer {
             let images = self.loader.next().ok_or_else(|| Error::Runtime("the data ended".into()))??;
             let examples = self.rule.examples(&images.images, &images.labels, first);
             let scale = self.loss_scale() / accumulate as f64;
-            loss += self.learner.accumulate(&examples.borrow(), scale)? / accumulate as f64;
+            loss += self.learner.accumulate(&examples.borrow(), scale, first as u32)? / accumulate as f64;
         }
         let step = self.state.step + 1;
         if !loss.is_finite() {

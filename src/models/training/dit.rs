@@ -4,7 +4,7 @@ use super::{Conditions, Named, NamedMut, Stop, go_on, name_block, name_pair, nam
 use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
-use crate::nn::training::{BlockParams, BlockStack, Modulation, Pair, VectorMlp, VectorSaved};
+use crate::nn::training::{BlockParams, BlockStack, Keeping, Modulation, Pair, VectorMlp, VectorSaved};
 use crate::ops::Columns;
 use crate::ops::activation::{activate, activate_backward};
 use crate::ops::backward::embed::{label_add, label_add_backward};
@@ -111,7 +111,7 @@ impl DitStep {
         device: &Device,
         dtype: DType,
         batch: usize,
-        recompute: bool,
+        keeping: Keeping,
     ) -> Result<Self> {
         let (d, tokens) = (config.transformer().hidden_size, config.tokens());
         let vector = || Tensor::zeros(device, dtype, &[batch, d]);
@@ -133,7 +133,7 @@ impl DitStep {
                 device,
                 dtype,
                 [batch, tokens, config.transformer().depth],
-                recompute,
+                keeping,
             )?,
             normed: Tensor::zeros(device, dtype, &[batch, tokens, d])?,
             rows: Tensor::zeros(device, dtype, &[batch, 6 * d])?,

@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
 use crate::models::flow_vit::ENCODER_CHANNELS;
-use crate::nn::training::{BlockParams, BlockStack, Pair, VectorMlp, VectorSaved};
+use crate::nn::training::{BlockParams, BlockStack, Keeping, Pair, VectorMlp, VectorSaved};
 use crate::ops::Columns;
 use crate::ops::activation::{activate, activate_backward};
 use crate::ops::backward::layernorm::scratch_len;
@@ -119,7 +119,7 @@ impl FlowVitStep {
         device: &Device,
         dtype: DType,
         batch: usize,
-        recompute: bool,
+        keeping: Keeping,
     ) -> Result<Self> {
         let (d, tokens) = (config.transformer().hidden_size, config.tokens());
         let zeros = || Tensor::zeros(device, dtype, &[batch, tokens, d]);
@@ -140,7 +140,7 @@ impl FlowVitStep {
                 device,
                 dtype,
                 [batch, tokens, config.transformer().depth],
-                recompute,
+                keeping,
             )?,
             timed: zeros()?,
             product: zeros()?,

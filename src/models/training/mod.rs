@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::models::config::{Architecture, ModelConfig};
 use crate::models::specs;
 use crate::nn::params::{ParamSpec, WeightSource};
-use crate::nn::training::Pair;
+use crate::nn::training::{BlockStack, Keeping, Pair};
 use crate::ops::backward::patch::unpatchify_backward;
 use crate::ops::loss::{mse, mse_backward};
 use crate::ops::patch::{patchify, unpatchify};
@@ -204,19 +204,18 @@ pub struct Examples<'a> {
 }
 
 impl Step {
-    /// Buffers for `batch` images of a model with these parameters; `recompute`: blocks keep their inputs alone, and are
-    /// run again on the way back.
+    /// Buffers for `batch` images of a model with these parameters.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn new(config: &ModelConfig, params: &Params, device: &Device, batch: usize, recompute: bool) -> Result<Self> {
+    pub fn new(config: &ModelConfig, params: &Params, device: &Device, batch: usize, keeping: Keeping) -> Result<Self> {
         let dtype = params.tensors()[0].tensor.dtype();
         let network = match params {
             Params::FlowVit(p) => {
-                let step = flow_vit::FlowVitStep::new(config, p, device, dtype, batch, recompute)?;
+                let step = flow_vit::FlowVitStep::new(config, p, device, dtype, batch, keeping)?;
                 Network::FlowVit(Box::new(step))
             }
-            Params::Dit(p) => Network::Dit(Box::new(dit::DitStep::new(config, p, device, dtype, batch, recompute)?)),
+            Params::Dit(p) => Network::Dit(Box::new(dit::DitStep::new(config, p, device, dtype, batch, keeping)?)),
         };
         let (size, p) = (config.image_size, config.transformer().patch_size);
         let image = |dtype: DType, c: usize| Tensor::zeros(device, dtype, &[batch, c, size, size]);
@@ -252,6 +251,22 @@ impl Step {
             Network::FlowVit(step) => step.stack.bytes(),
             Network::Dit(step) => step.stack.bytes(),
         }
+    }
+
+    fn stack(&mut self) -> &mut BlockStack {
+        match &mut self.network {
+            Network::FlowVit(step) => &mut step.stack,
+            Network::Dit(step) => &mut step.stack,
+        }
+    }
+
+    /// Whether passes from here on drop anything, and the number of the pass, which decides what.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn set_pass(&mut self, training: bool, pass: u32) -> Result<()> {
+        let device = self.device.clone();
+        self.stack().set_pass(&device, training, pass)
     }
 
     /// Uploads what the next forward pass reads. `scale` is on the loss in front of its gradient.

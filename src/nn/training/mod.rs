@@ -5,8 +5,8 @@ mod block;
 mod stack;
 mod time;
 
-pub use block::{BlockParams, BlockSaved, BlockScratch, Modulation};
-pub use stack::BlockStack;
+pub use block::{BlockParams, BlockSaved, BlockScratch, Drop, Modulation};
+pub use stack::{BlockStack, Keeping};
 pub use time::{VectorMlp, VectorSaved};
 
 use crate::device::Device;

@@ -1,7 +1,7 @@
 //! The blocks of a model behind one another, keeping what their backward reads: all of it, or each block's input alone, from
 //! which the way back computes the rest again (Chen et al., arXiv 1604.06174).
 
-use super::{BlockParams, BlockSaved, BlockScratch, Modulation};
+use super::{BlockParams, BlockSaved, BlockScratch, Drop, Modulation};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::block::BlockConfig;
@@ -22,10 +22,26 @@ pub struct BlockStack {
     scratch: BlockScratch,
     /// The gradients of a block's output and input, [B, T, D] each.
     d: [Tensor; 2],
+    keeping: Keeping,
+    /// Number of the forward pass, for dropout, `[1]`.
+    pass: Tensor,
+    /// Whether the next passes drop anything.
+    training: bool,
+}
+
+/// What the blocks of a model keep and drop in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Keeping {
+    /// Blocks keep their inputs alone, and are run again on the way back: activation checkpointing.
+    pub recompute: bool,
+    /// Part of what attention and MLP make that is dropped, in [0, 1).
+    pub dropout: f64,
+    /// Seed of the masks.
+    pub seed: u64,
 }
 
 impl BlockStack {
-    /// Buffers for `batch` images of `tokens` tokens through `depth` blocks; `recompute`: activation checkpointing.
+    /// Buffers for `batch` images of `tokens` tokens through `depth` blocks.
     ///
     /// # Errors
     /// [`crate::error::Error::OutOfMemory`].
@@ -34,19 +50,23 @@ impl BlockStack {
         device: &Device,
         dtype: DType,
         [batch, tokens, depth]: [usize; 3],
-        recompute: bool,
+        keeping: Keeping,
     ) -> Result<Self> {
         let zeros = || Tensor::zeros(device, dtype, &[batch, tokens, config.dim]);
-        let saved = || BlockSaved::new(&config, device, dtype, batch, tokens);
-        let (saves, keeps) = if recompute { (1, depth.saturating_sub(1)) } else { (depth, 0) };
+        let (shape, drops) = ([batch, tokens], keeping.dropout > 0.0);
+        let saved = || BlockSaved::new(&config, device, dtype, shape, drops);
+        let (saves, keeps) = if keeping.recompute { (1, depth.saturating_sub(1)) } else { (depth, 0) };
         Ok(Self {
             config,
             depth,
             x: zeros()?,
             saved: (0..saves).map(|_| saved()).collect::<Result<_>>()?,
             kept: (0..keeps).map(|_| zeros()).collect::<Result<_>>()?,
-            scratch: BlockScratch::new(&config, device, dtype, batch, tokens)?,
+            scratch: BlockScratch::new(&config, device, dtype, shape, drops)?,
             d: [zeros()?, zeros()?],
+            keeping,
+            pass: Tensor::zeros(device, DType::U32, &[1])?,
+            training: true,
         })
     }
 
@@ -55,6 +75,15 @@ impl BlockStack {
         let block = self.saved.first().map_or(0, BlockSaved::bytes);
         let kept: usize = self.kept.iter().map(Tensor::bytes).sum();
         [block * self.saved.len() + kept, block * self.depth]
+    }
+
+    /// Of the passes from here on: whether they drop anything, and the number that decides what.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn set_pass(&mut self, device: &Device, training: bool, pass: u32) -> Result<()> {
+        self.training = training;
+        self.pass.write_u32(device, &[pass])
     }
 
     /// What the last block made, [B, T, D].
@@ -101,7 +130,8 @@ impl BlockStack {
     ) -> Result<()> {
         let (before, rest) = self.saved.split_at_mut(if self.kept.is_empty() { i } else { 0 });
         let x = if i == 0 { &self.x } else { self.kept.get(i - 1).unwrap_or_else(|| &before[i - 1].y) };
-        block.forward(&self.config, device, x, parts, &mut rest[0], workspace)
+        let drop = drop(self.keeping, self.training, i, &self.pass);
+        block.forward(&self.config, device, x, parts, drop, &mut rest[0], workspace)
     }
 
     /// The gradients of block `i`, all behind it being done, and where it is modulated those of its parts.
@@ -121,11 +151,17 @@ impl BlockStack {
         if i < self.kept.len() {
             self.run(device, i, block, modulated.as_ref().map(|(parts, _)| &**parts), workspace)?;
         }
-        let Self { config, x, saved, kept, scratch, d: [dy, dx], .. } = self;
+        let Self { config, x, saved, kept, scratch, d: [dy, dx], keeping, pass, training, .. } = self;
+        let drop = drop(*keeping, *training, i, pass);
         let own = if kept.is_empty() { i } else { 0 };
         let x = if i == 0 { &*x } else { kept.get(i - 1).unwrap_or_else(|| &saved[i - 1].y) };
-        block.backward(config, device, x, modulated, &saved[own], dy, dx, grads, scratch)?;
+        block.backward(config, device, x, modulated, drop, &saved[own], dy, dx, grads, scratch)?;
         self.d.swap(0, 1);
         Ok(())
     }
+}
+
+fn drop(keeping: Keeping, training: bool, block: usize, pass: &Tensor) -> Option<Drop<'_>> {
+    let Keeping { dropout: rate, seed, .. } = keeping;
+    (training && rate > 0.0).then_some(Drop { rate, seed, block: block as u32, pass })
 }

@@ -6,6 +6,7 @@ use arclet::io::Checkpoint;
 use arclet::models::config::ModelConfig;
 use arclet::models::import::Import;
 use arclet::models::training::{Examples, Params, Step};
+use arclet::nn::training::Keeping;
 use arclet::tensor::DType;
 
 use crate::common::{Golden, cpu, data, relative_error};
@@ -61,12 +62,12 @@ fn gradients(
     golden: &Golden,
     device: &Device,
     dtype: DType,
-    recompute: bool,
+    keeping: Keeping,
 ) -> (f64, Vec<(String, Vec<f32>)>) {
     let (config, params, file_name) = model(folder, device, dtype);
     let images = Images::of(golden);
     let mut grads = Params::zeros(&config, device, dtype.wide()).unwrap();
-    let mut step = Step::new(&config, &params, device, images.times.len(), recompute).unwrap();
+    let mut step = Step::new(&config, &params, device, images.times.len(), keeping).unwrap();
     step.set(&images.examples(), 1.0).unwrap();
     device
         .run(|| {
@@ -80,7 +81,7 @@ fn gradients(
 
 fn compare(folder: &str, file: &str, device: Device, dtype: DType, bound: f64) {
     let golden = Golden::open(&format!("c_training/{file}.safetensors"));
-    let (loss, grads) = gradients(folder, &golden, &device, dtype, false);
+    let (loss, grads) = gradients(folder, &golden, &device, dtype, Keeping::default());
     let want = f64::from(golden.f32("loss.0")[0]);
     assert!((loss - want).abs() <= bound * want, "loss {loss}, {want} expected");
     let named = golden.names();
@@ -91,7 +92,8 @@ fn compare(folder: &str, file: &str, device: Device, dtype: DType, bound: f64) {
         let error = relative_error(got, &golden.f32(&format!("grad.{name}")));
         assert!(error <= bound, "gradient of {name} in {dtype}: relative error {error:.2e}");
     }
-    let (again, recomputed) = gradients(folder, &golden, &device, dtype, true);
+    let (again, recomputed) =
+        gradients(folder, &golden, &device, dtype, Keeping { recompute: true, ..Keeping::default() });
     assert!(again == loss && recomputed == grads, "blocks that are run again give other bits");
 }
 
