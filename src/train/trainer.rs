@@ -290,13 +290,18 @@ impl Trainer {
 
     fn finish(&mut self, observe: Observe) -> Result<()> {
         let (run, step) = (self.plan.config.run.clone(), self.state.step);
+        let mut saved = self.saved == step;
         if run.validate_every > 0 && self.state.validated < step {
             self.validate(observe)?;
+            saved = false;
         }
         if run.sample_every > 0 && self.state.sampled < step {
             self.sample()?;
+            saved = false;
         }
-        self.save()?;
+        if !saved {
+            self.save()?;
+        }
         write_curve(self.folder.curve(), &Losses::read(self.folder.metrics())?)
     }
 

@@ -20,4 +20,5 @@ mod simulate;
 mod static_table;
 mod tiles;
 mod trace;
+mod train;
 mod zoo;

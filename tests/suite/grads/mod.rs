@@ -3,4 +3,4 @@
 mod attention;
 mod check;
 mod ops;
-mod torch;
+pub mod torch;
