@@ -74,10 +74,7 @@ pub fn grn(device: &Device, x: &Tensor, norm: Grn, y: &mut Tensor, scratch: &mut
                 let (x, weight, bias) = (x.host::<T>()?, norm.weight.host::<T>()?, norm.bias.host::<T>()?);
                 let c = sizes.channels;
                 let mut factor = sizes.sums(c, |row, sums| add_products(sums, &x[row * c..][..c], &x[row * c..][..c]));
-                for norms in factor.chunks_exact_mut(c) {
-                    let m = roots_and_mean(norms, norm.eps);
-                    norms.iter_mut().for_each(|g| *g = *g / m);
-                }
+                factor.chunks_exact_mut(c).for_each(|sums| normalise(sums, norm.eps));
                 let rows = y.host_mut::<T>()?.par_chunks_mut(c).zip(x.par_chunks(c)).enumerate();
                 rows.with_min_len(sizes.rows_per_task()).for_each(|(row, (y, x))| {
                     respond(y, x, &factor[row / sizes.pixels * c..][..c], weight, bias);
@@ -188,6 +185,12 @@ fn cpu_backward<T: Real>(
 fn roots_and_mean<T: Real>(sums: &mut [T], eps: f64) -> T {
     sums.iter_mut().for_each(|sum| *sum = sum.sqrt());
     sums.iter().fold(T::default(), |sum, &g| sum + g) / T::from_f64(sums.len() as f64) + T::from_f64(eps)
+}
+
+/// N in place of sums of squares.
+fn normalise<T: Real>(sums: &mut [T], eps: f64) {
+    let m = roots_and_mean(sums, eps);
+    sums.iter_mut().for_each(|g| *g = *g / m);
 }
 
 vectorized! {
