@@ -13,7 +13,7 @@
 //   moments, sums, saved, means, dweight, dbias, running_*: f32
 //
 // PRECOND moments, sums: grid (ceil(channels/32), chunks), block 256. PRECOND stats: block 256, grid ceil(channels/256).
-// PRECOND batchnorm_fwd, batchnorm_bwd: block 256, any 1-D grid (grid-stride loops).
+// PRECOND batchnorm_fwd, batchnorm_bwd: block 256, grid ceil(rows channels / 256), one element per thread, fewer than 2^31.
 #include "columns.cuh"
 
 struct BatchNormSpec {
@@ -37,12 +37,10 @@ template <class T>
 __device__ __forceinline__ void forward(const T* __restrict__ x, const float* __restrict__ saved, const T* __restrict__ weight,
                                         const T* __restrict__ bias, T* __restrict__ y, const BatchNormSpec& s) {
   dev::grid_begin();
-  const size_t n = static_cast<size_t>(s.rows) * s.channels;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
-    const unsigned c = i % s.channels;
-    const float normed = (dev::to_f32(x[i]) - saved[c]) * saved[s.channels + c];
-    y[i] = dev::from_f32<T>(fmaf(normed, dev::to_f32(weight[c]), dev::to_f32(bias[c])));
-  }
+  const unsigned i = blockIdx.x * 256 + threadIdx.x, channels = s.channels, c = i % channels;
+  if (i >= s.rows * channels) return;
+  const float normed = (dev::to_f32(x[i]) - saved[c]) * saved[channels + c];
+  y[i] = dev::from_f32<T>(fmaf(normed, dev::to_f32(weight[c]), dev::to_f32(bias[c])));
 }
 
 template <class T>
@@ -68,13 +66,11 @@ __device__ __forceinline__ void backward(const T* __restrict__ x, const float* _
                                          const float* __restrict__ means, const T* __restrict__ dy, T* __restrict__ dx,
                                          const BatchNormSpec& s) {
   dev::grid_begin();
-  const size_t n = static_cast<size_t>(s.rows) * s.channels;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
-    const unsigned c = i % s.channels;
-    const float rstd = saved[s.channels + c], normed = (dev::to_f32(x[i]) - saved[c]) * rstd;
-    const float v = dev::to_f32(dy[i]) - means[c] - normed * means[s.channels + c];
-    dx[i] = dev::from_f32<T>(dev::to_f32(weight[c]) * rstd * v);
-  }
+  const unsigned i = blockIdx.x * 256 + threadIdx.x, channels = s.channels, c = i % channels;
+  if (i >= s.rows * channels) return;
+  const float rstd = saved[channels + c], normed = (dev::to_f32(x[i]) - saved[c]) * rstd;
+  const float v = dev::to_f32(dy[i]) - means[c] - normed * means[channels + c];
+  dx[i] = dev::from_f32<T>(dev::to_f32(weight[c]) * rstd * v);
 }
 
 }  // namespace

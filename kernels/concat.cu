@@ -2,7 +2,8 @@
 //
 //   copy_columns_fwd_<dtype>:  to[r, c] = from[r, c]       from: [rows, width] of rows from_stride apart, to: the same, to_stride
 //
-// PRECOND: block 256, any 1-D grid (grid-stride loop over elements, or over 16 bytes where widths, strides and pointers allow).
+// PRECOND: block 256, grid ceil(n/256), n being the elements, or the 16 bytes of elements where widths, strides and pointers are
+// whole blocks of these; n < 2^31.
 #include "prelude.cuh"
 
 struct CopyColumnsSpec {
@@ -17,16 +18,14 @@ template <class T> __device__ __forceinline__ void copy_columns(const T* __restr
   dev::grid_begin();
   constexpr int V = dev::VEC<T>;
   const bool whole = (s.width | s.from_stride | s.to_stride) % V == 0 && dev::aligned16(from, to);
-  const size_t width = whole ? s.width / V : s.width, n = s.rows * width;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
-    const size_t row = i / width, col = i % width;
-    if (whole) {
-      const uint4 v = reinterpret_cast<const uint4*>(from + row * s.from_stride)[col];
-      reinterpret_cast<uint4*>(to + row * s.to_stride)[col] = v;
-    } else {
-      to[row * s.to_stride + col] = from[row * s.from_stride + col];
-    }
-  }
+  const unsigned i = blockIdx.x * 256 + threadIdx.x, width = whole ? s.width / V : s.width, row = i / width, col = i % width;
+  if (row >= static_cast<unsigned>(s.rows)) return;
+  from += static_cast<size_t>(row) * s.from_stride;
+  to += static_cast<size_t>(row) * s.to_stride;
+  if (whole)
+    reinterpret_cast<uint4*>(to)[col] = reinterpret_cast<const uint4*>(from)[col];
+  else
+    to[col] = from[col];
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 //   x, y, dy, dx: [images, pixels, channels] in T; weight, bias: [channels] in T; all other arrays f32
 //
 // PRECOND squares, sums: grid (ceil(channels/32), chunks, images), block 256. PRECOND factor: grid images, block 256.
-// PRECOND grn_fwd, grn_bwd: block 256, any 1-D grid (grid-stride loops).
+// PRECOND grn_fwd, grn_bwd: block 256, grid ceil(elements/256), one element per thread, fewer than 2^31.
 #include "columns.cuh"
 #include "reduce.cuh"
 
@@ -67,12 +67,10 @@ template <class T>
 __device__ __forceinline__ void forward(const T* __restrict__ x, const float* __restrict__ factor, const T* __restrict__ weight,
                                         const T* __restrict__ bias, T* __restrict__ y, const GrnSpec& s) {
   dev::grid_begin();
-  const size_t image = static_cast<size_t>(s.pixels) * s.channels, n = s.images * image;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
-    const unsigned c = i % s.channels;
-    const float v = dev::to_f32(x[i]), scaled = v * factor[i / image * s.channels + c];
-    y[i] = dev::from_f32<T>(v + fmaf(scaled, dev::to_f32(weight[c]), dev::to_f32(bias[c])));
-  }
+  const unsigned i = blockIdx.x * 256 + threadIdx.x, channels = s.channels, c = i % channels, image = i / channels / s.pixels;
+  if (i >= s.images * s.pixels * channels) return;
+  const float v = dev::to_f32(x[i]), scaled = v * factor[image * channels + c];
+  y[i] = dev::from_f32<T>(v + fmaf(scaled, dev::to_f32(weight[c]), dev::to_f32(bias[c])));
 }
 
 template <class T>
@@ -126,12 +124,11 @@ template <class T>
 __device__ __forceinline__ void backward(const T* __restrict__ x, const float* __restrict__ factors, const T* __restrict__ dy,
                                          T* __restrict__ dx, const GrnSpec& s) {
   dev::grid_begin();
-  const size_t image = static_cast<size_t>(s.pixels) * s.channels, n = s.images * image;
-  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
-    const size_t at = i / image * s.channels + i % s.channels;
-    const float pull = factors[static_cast<size_t>(s.images) * s.channels + at];
-    dx[i] = dev::from_f32<T>(fmaf(dev::to_f32(dy[i]), factors[at], dev::to_f32(x[i]) * pull));
-  }
+  const unsigned i = blockIdx.x * 256 + threadIdx.x, channels = s.channels;
+  if (i >= s.images * s.pixels * channels) return;
+  const unsigned at = i / channels / s.pixels * channels + i % channels;
+  const float pull = factors[s.images * channels + at];
+  dx[i] = dev::from_f32<T>(fmaf(dev::to_f32(dy[i]), factors[at], dev::to_f32(x[i]) * pull));
 }
 
 }  // namespace

@@ -47,7 +47,10 @@ pub fn upsample(device: &Device, x: &Tensor, resize: Resize, y: &mut Tensor) -> 
     match device {
         Device::Cpu(_) => {
             with_real!(x.dtype(), T => shape.forward::<T>(resize, x.host()?, y.host_mut()?));
-            round(y)
+            match resize {
+                Resize::Nearest => Ok(()),
+                Resize::Bilinear => round(y),
+            }
         }
         Device::Cuda(cuda) => {
             let pointers = [x.address(0)?, y.address(0)?];
