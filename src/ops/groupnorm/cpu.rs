@@ -119,10 +119,14 @@ vectorized! {
     /// One row of y.
     fn normalise(y: &mut [T], row: Row<T>) {
         let row = row.of_length(y.len());
+        // Loops and no closures: what is not inlined would be compiled for the oldest processor.
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = normed(&row, i).1;
+        }
         if row.silu {
-            y.iter_mut().enumerate().for_each(|(i, y)| *y = silu(normed(&row, i).1));
-        } else {
-            y.iter_mut().enumerate().for_each(|(i, y)| *y = normed(&row, i).1);
+            for y in y {
+                *y = silu(*y);
+            }
         }
     }
 }

@@ -210,3 +210,17 @@ fn norms_of_an_image_do_not_depend_on_the_batch() {
     same_bits_in_any_batch(&mut groupnorm_case(one, 3, true, 1e-5, 1), &groupnorm_case(four, 3, true, 1e-5, 2));
     same_bits_in_any_batch(&mut grn_case(one, 1e-6, 1), &grn_case(four, 1e-6, 2));
 }
+
+/// As many pixels as networks have, and a mean beside a small spread: neither costs digits.
+#[test]
+fn many_pixels_and_a_large_mean_cost_no_digits() {
+    let raised = |mut case: Box<dyn Differentiable>| {
+        case.inputs_mut()[0].values.iter_mut().for_each(|v| *v += 4.0);
+        f32_on_cpu(&*case);
+        case
+    };
+    raised(Box::new(groupnorm_case([1, 64, 64, 16], 4, true, 1e-5, 7)));
+    raised(Box::new(batchnorm_case([2, 48, 48, 8], 1e-5, 8)));
+    on_gpu(&*raised(Box::new(groupnorm_case([1, 17, 16, 12], 4, false, 1e-5, 9))));
+    on_gpu(&*raised(Box::new(batchnorm_case([2, 12, 12, 9], 1e-5, 10))));
+}
