@@ -2,5 +2,9 @@
 
 mod attention;
 mod check;
+mod image_goldens;
+mod images;
+mod layers;
+mod norms;
 mod ops;
 mod torch;
