@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::sampler::Sampler;
 use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
+use crate::models::activations;
 use crate::models::config::ModelConfig;
 
 /// Largest batch that is chosen for a GPU: beyond it the GPU is full and only memory grows.
@@ -93,10 +94,6 @@ pub fn auto_batch(device: &Device, config: &ModelConfig, images: usize, guided: 
 
 /// Estimate of the activations that one image of a batch takes, in bytes, if all were f32.
 fn image_bytes(config: &ModelConfig, guided: bool) -> usize {
-    let (d, hidden) = (config.transformer().hidden_size, config.transformer().mlp_hidden);
-    let pixels = config.image_size * config.image_size;
-    // Token rows: x, h, qkv, hidden and a workspace as wide as the widest product.
-    let per_token = 5 * d + hidden + hidden.max(3 * d);
     let passes = if guided { 2 } else { 1 };
-    4 * (passes * (config.tokens() * per_token + 4 * pixels * config.out_channels) + 3 * pixels * config.in_channels)
+    4 * (passes * activations(config) + 3 * config.image_size * config.image_size * config.in_channels)
 }

@@ -329,7 +329,7 @@ impl ModelConfig {
         let architecture = self.architecture();
         let found = format!("{} ({})", architecture.name(), architecture.description());
         let what = match architecture.task() {
-            Task::Generate if matches!(architecture, Architecture::FlowVit | Architecture::Dit) => return None,
+            Task::Generate if !matches!(self.network, NetworkConfig::Unet2d(_)) => return None,
             Task::Generate => {
                 return Some(format!(
                     "found {found}; inspect and convert take it, but its forward pass does not exist yet"
@@ -339,7 +339,7 @@ impl ModelConfig {
             Task::Segment => "which maps images to masks and takes no time",
             Task::Encode => "which maps images to latents and back; diffusion in the latent space does not exist yet",
         };
-        Some(format!("found {found}, {what}; expected a velocity model (flow-matching ViT or DiT)"))
+        Some(format!("found {found}, {what}; expected a velocity model (flow-matching ViT, U-Net or U-Net++, or DiT)"))
     }
 
     /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.

@@ -1,6 +1,7 @@
 //! Layers made of operations: weights on a device and a forward pass. Activations belong to the caller.
 
 pub mod block;
+pub mod conv;
 pub mod linear;
 pub mod norm;
 pub mod params;

@@ -66,6 +66,7 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
 fn tables(conditions: &Conditions) -> Vec<(String, &Tensor)> {
     match &conditions.tables {
         Tables::FlowVit(c) => vec![("time".into(), &c.time)],
+        Tables::FlowUnet(_) => Vec::new(),
         Tables::Dit(c) => {
             let BlockConditions { attn, attn_gate, mlp, mlp_gate } = &c.blocks[0];
             let parts = [attn.shift(), attn.scale(), attn_gate, mlp.shift(), mlp.scale(), mlp_gate];
@@ -442,7 +443,9 @@ fn full_size_block_on_the_gpu() {
 #[test]
 fn full_size_models_from_hashed_weights_match_pytorch() {
     let device = cpu();
-    for (name, file, label) in [("vit-b16", "flow_vit_b16_224", 0), ("nanodit", "nanodit_64", 2)] {
+    for (name, file, label) in
+        [("vit-b16", "flow_vit_b16_224", 0), ("nanodit", "nanodit_64", 2), ("unetpp-r34", "flow_unetpp_resnet34", 0)]
+    {
         let golden = Golden::open(&format!("f_fullsize_hash/{file}.safetensors"));
         let source = builtin::find(name).unwrap();
         let config = source.config().clone();

@@ -3,6 +3,7 @@
 
 mod cli;
 mod common;
+mod conv_models;
 mod data;
 mod device;
 mod engines;

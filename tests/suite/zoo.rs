@@ -54,7 +54,7 @@ impl Table {
         Self { config: Map::new(), ..self.clone() }
     }
 
-    fn with(&self, name: &str, value: Value) -> Self {
+    pub fn with(&self, name: &str, value: Value) -> Self {
         let mut table = self.clone();
         table.config.insert(name.into(), value);
         table
@@ -92,7 +92,7 @@ impl Table {
         Ok(look(&import, differences))
     }
 
-    fn read(&self) -> ModelConfig {
+    pub fn read(&self) -> ModelConfig {
         let (config, differences) = self.examine(|i, d| (i.config.clone(), d)).expect("recognised");
         assert_eq!(differences, KeyDifferences::default());
         config
