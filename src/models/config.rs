@@ -329,7 +329,7 @@ impl ModelConfig {
         let architecture = self.architecture();
         let found = format!("{} ({})", architecture.name(), architecture.description());
         let what = match architecture.task() {
-            Task::Generate if !matches!(self.network, NetworkConfig::Unet2d(_)) => return None,
+            Task::Generate if architecture != Architecture::Unet2dCondition => return None,
             Task::Generate => {
                 return Some(format!(
                     "found {found}; inspect and convert take it, but its forward pass does not exist yet"

@@ -30,6 +30,7 @@ use crate::ops::Select;
 use crate::tensor::{DType, Tensor};
 use config::{ModelConfig, NetworkConfig};
 use smp::forward::{FlowUnet, FlowUnetActs, FlowUnetConditions};
+use unet2d::forward::{Unet2d, Unet2dActs, Unet2dConditions};
 
 /// Channels of the narrowest head that the attention kernels take.
 const MIN_GPU_HEAD: usize = 32;
@@ -81,6 +82,7 @@ enum Network {
     FlowVit(Box<flow_vit::FlowVit>),
     Dit(Box<dit::Dit>),
     FlowUnet(Box<FlowUnet>),
+    Unet2d(Box<Unet2d>),
 }
 
 /// The activation arena of one batch size: allocated once, written by every forward pass.
@@ -94,6 +96,7 @@ enum NetworkActs {
     FlowVit(Box<flow_vit::FlowVitActs>),
     Dit(Box<dit::DitActs>),
     FlowUnet(Box<FlowUnetActs>),
+    Unet2d(Box<Unet2dActs>),
 }
 
 /// What a forward pass reads; all on the model's device.
@@ -131,6 +134,8 @@ pub enum Tables {
     Dit(Box<dit::DitConditions>),
     /// Of the flow-matching U-Net.
     FlowUnet(FlowUnetConditions),
+    /// Of diffusers' U-Net.
+    Unet2d(Unet2dConditions),
 }
 
 impl Model {
@@ -151,6 +156,7 @@ impl Model {
         let network = match &config.network {
             NetworkConfig::FlowVit(_) => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
             NetworkConfig::Smp(smp) => Network::FlowUnet(Box::new(FlowUnet::load(&config, smp, &loader)?)),
+            NetworkConfig::Unet2d(unet) => Network::Unet2d(Box::new(Unet2d::load(&config, unet, &loader)?)),
             _ => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
         };
         let layers = Layers::best(device);
@@ -167,6 +173,7 @@ impl Model {
             Network::FlowVit(m) => NetworkActs::FlowVit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
             Network::Dit(m) => NetworkActs::Dit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
             Network::FlowUnet(m) => NetworkActs::FlowUnet(Box::new(m.acts(config, device, self.dtype, batch)?)),
+            Network::Unet2d(m) => NetworkActs::Unet2d(Box::new(m.acts(config, device, self.dtype, batch)?)),
         };
         let c = &self.config;
         let output = Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;
@@ -184,6 +191,7 @@ impl Model {
         let (labels, tables) = match &self.network {
             Network::FlowVit(m) => (&[0][..], Tables::FlowVit(m.new_conditions(config, device, dtype, evaluations)?)),
             Network::FlowUnet(m) => (&[0][..], Tables::FlowUnet(m.new_conditions(device, evaluations)?)),
+            Network::Unet2d(m) => (&[0][..], Tables::Unet2d(m.new_conditions(device, evaluations)?)),
             Network::Dit(m) => {
                 let rows = evaluations * labels.len();
                 (labels, Tables::Dit(Box::new(m.new_conditions(config, self.layers, device, dtype, rows)?)))
@@ -204,6 +212,7 @@ impl Model {
             (Network::FlowVit(m), Tables::FlowVit(to)) => m.conditions(config, device, times, to),
             (Network::Dit(m), Tables::Dit(to)) => m.conditions(config, device, times, labels, to),
             (Network::FlowUnet(m), Tables::FlowUnet(to)) => m.conditions(config, device, times, to),
+            (Network::Unet2d(m), Tables::Unet2d(to)) => m.conditions(config, device, times, to),
             _ => Err(other_model()),
         })
     }
@@ -224,6 +233,7 @@ impl Model {
             (Network::FlowUnet(m), Tables::FlowUnet(c), NetworkActs::FlowUnet(a)) => {
                 m.forward(device, inputs, c, a, output, tap)
             }
+            (Network::Unet2d(m), Tables::Unet2d(c), NetworkActs::Unet2d(a)) => m.forward(device, inputs, c, a, output),
             _ => Err(other_model()),
         }
     }
@@ -251,6 +261,7 @@ pub fn activations(config: &ModelConfig) -> usize {
             config.tokens() * (5 * d + hidden + hidden.max(3 * d)) + 4 * pixels * config.out_channels
         }
         NetworkConfig::Smp(smp) => smp::forward::activations(smp, config.image_size),
+        NetworkConfig::Unet2d(unet) => unet.activations(config.image_size),
         // None of these is sampled.
         _ => 0,
     }

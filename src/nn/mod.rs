@@ -5,6 +5,7 @@ pub mod conv;
 pub mod linear;
 pub mod norm;
 pub mod params;
+pub mod scratch;
 pub mod time;
 pub mod training;
 

@@ -7,6 +7,7 @@ use arclet::error::{Error, Result};
 use arclet::flow::sampler::{Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::io::{TensorBytes, write_npy_f32, write_safetensors};
+use arclet::models::autoencoder_kl::coder::Autoencoder;
 use arclet::models::builtin::{hash_uniform, hashed};
 use arclet::models::config::{ModelConfig, NetworkConfig};
 use arclet::models::resnet::classifier::ResNet;
@@ -203,4 +204,77 @@ fn what_a_unetpp_cannot_be_loaded_from_is_refused() {
     assert!(error.contains("encoder.layer2.0.bn1.running_var: element 3 is -0.5"), "{error}");
     let error = load(&source.0, cuda());
     assert!(error.contains("--device cpu"), "{error}");
+}
+
+/// A U-Net of diffusers at the golden times, with both ways of halving and of ordering the time's sines.
+#[test]
+fn unets_of_diffusers_match_pytorch() {
+    let table = Table::open("a5_unet2d");
+    let other = table.with("downsample_padding", json!(0)).with("flip_sin_to_cos", json!(false));
+    for (name, table) in [("unet2d", &table), ("unet2d_padding0", &other.with("freq_shift", json!(1)))] {
+        let golden = Golden::open(&format!("g_conv_hash/{name}.safetensors"));
+        let source = Hashed(table.read());
+        let x = input("x", 2 * 16 * 16);
+        let run = |device, dtype| {
+            let model = Model::load(source.0.clone(), &source, &device, dtype).unwrap();
+            velocities(&model, &x, &[17.0, 803.0])
+        };
+        let want = golden.f32("out.eps");
+        let error = relative_error(&run(cpu(), DType::F32), &want);
+        println!("{name}: {error:.2e}");
+        assert!(error <= golden.bound("out.eps", 1e-4), "{name}: {error:.2e}");
+        let [ours, yardstick] = [cpu(), rounding_cpu()].map(|device| rms_error(&run(device, DType::BF16), &want));
+        println!("bf16: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
+        assert!(ours <= 2.0 * yardstick);
+    }
+    // Trained for a velocity it is sampled like any other; for a noise it waits for its sampler.
+    assert!(table.read().sampling_problem().is_some_and(|p| p.contains("epsilon")));
+    let source = Hashed(table.with("prediction", json!("velocity")).read());
+    let model = Model::load(source.0.clone(), &source, &cpu(), DType::F32).unwrap();
+    let schedule = Schedule::new(Solver::Euler, 3, TimeConvention::Train).unwrap();
+    let drawn = |batch: usize| {
+        let mut sampler =
+            Sampler::new(&model, &schedule, batch, SamplerOptions { guidance: 1.0, clamp: false }).unwrap();
+        let images = (0..2 / batch).flat_map(|i| {
+            sampler.draw_noise(5, (i * batch) as u64).unwrap();
+            sampler.run(&[]).unwrap();
+            sampler.state().unwrap()
+        });
+        images.collect::<Vec<f32>>()
+    };
+    assert!(drawn(1) == drawn(2), "an image depends on its batch");
+}
+
+#[test]
+fn an_autoencoder_matches_pytorch() {
+    let golden = Golden::open("g_conv_hash/autoencoder_kl.safetensors");
+    let source = Hashed(Table::open("a5_autoencoder_kl").read());
+    let NetworkConfig::AutoencoderKl(vae) = &source.0.network else { panic!("another network") };
+    let device = cpu();
+    let vae = Autoencoder::load(&source.0, vae, &source, &device, DType::F32).unwrap();
+    let tensor = |name: &str, shape: &[usize]| {
+        Tensor::from_f32(&device, DType::F32, shape, &input(name, shape.iter().product())).unwrap()
+    };
+    let (x, z) = (tensor("x", &[2, 3, 32, 32]), tensor("z", &[2, 4, 16, 16]));
+    let latents = device.run(|| vae.encode(&x)).unwrap();
+    assert_eq!(latents.shape(), [2, 8, 16, 16]);
+    let both = latents.to_f32(&device).unwrap();
+    let half = |which: usize| -> Vec<f32> {
+        both.chunks_exact(4 * 256).enumerate().filter(|(i, _)| i % 2 == which).flat_map(|(_, v)| v.to_vec()).collect()
+    };
+    let images = device.run(|| vae.decode(&z)).unwrap();
+    assert_eq!(images.shape(), [2, 3, 32, 32]);
+    for (name, got) in
+        [("out.mean", half(0)), ("out.logvar", half(1)), ("out.decoded", images.to_f32(&device).unwrap())]
+    {
+        let error = relative_error(&got, &golden.f32(name));
+        println!("{name}: {error:.2e}");
+        assert!(error <= golden.bound(name, 1e-4), "{name}: {error:.2e}");
+    }
+    // The published auto-encoders have one head as wide as their channels.
+    let wide = Hashed(Table::open("autoencoder_kl_sd").read());
+    let NetworkConfig::AutoencoderKl(sizes) = &wide.0.network else { panic!("another network") };
+    let error = Autoencoder::load(&wide.0, sizes, &wide, &device, DType::F32).err().expect("refused");
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("heads of 512 channels, at most 128"), "{error}");
 }

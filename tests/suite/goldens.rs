@@ -66,7 +66,7 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
 fn tables(conditions: &Conditions) -> Vec<(String, &Tensor)> {
     match &conditions.tables {
         Tables::FlowVit(c) => vec![("time".into(), &c.time)],
-        Tables::FlowUnet(_) => Vec::new(),
+        Tables::FlowUnet(_) | Tables::Unet2d(_) => Vec::new(),
         Tables::Dit(c) => {
             let BlockConditions { attn, attn_gate, mlp, mlp_gate } = &c.blocks[0];
             let parts = [attn.shift(), attn.scale(), attn_gate, mlp.shift(), mlp.scale(), mlp_gate];
