@@ -3,4 +3,3 @@
 pub mod run;
 pub mod sampler;
 pub mod schedule;
-pub mod scheduler_config;
