@@ -84,8 +84,8 @@ impl Source {
     /// The same for a model to sample from.
     ///
     /// # Errors
-    /// [`Error::Input`] too if the model predicts no velocity.
-    pub fn velocity_weights(&self, quiet: bool) -> Result<Weights<'_>> {
+    /// [`Error::Input`] too if the model cannot be sampled.
+    pub fn sampled_weights(&self, quiet: bool) -> Result<Weights<'_>> {
         let weights = self.weights(quiet)?;
         match weights.config().sampling_problem() {
             Some(problem) => Err(Error::input(weights.source().origin(), problem)),

@@ -48,8 +48,27 @@ impl Architecture {
 pub enum Prediction {
     /// noise - data, for x_t = (1 - t) data + t noise.
     Velocity,
-    /// The noise of a diffusion step.
+    /// The noise in x_t = sqrt(a) data + sqrt(1 - a) noise, a the share of data at a timestep.
     Epsilon,
+    /// sqrt(a) noise - sqrt(1 - a) data (Salimans and Ho 2022, arXiv 2202.00512).
+    V,
+    /// The data.
+    Sample,
+}
+
+impl Prediction {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Velocity, Self::Epsilon, Self::V, Self::Sample];
+
+    /// Name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Velocity => "velocity",
+            Self::Epsilon => "epsilon",
+            Self::V => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
 }
 
 /// Classes of a conditional model.
@@ -101,7 +120,7 @@ const MAX_PERIOD: f64 = 1e12;
 
 /// Why a plain ViT cannot be sampled.
 pub(super) const CLASSIFIER: &str =
-    "found a plain ViT, which classifies images; expected a velocity model (flow-matching ViT or DiT)";
+    "found a plain ViT, which classifies images; expected a velocity or diffusion model (flow-matching ViT or DiT)";
 
 /// Everything that decides a model's shapes and arithmetic.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,6 +172,11 @@ impl ModelConfig {
         self.classes.as_ref().map_or(1, |c| c.names.len() + 1)
     }
 
+    /// Whether images are latents, whose values know no range: those of more channels than a picture has.
+    pub fn is_latent(&self) -> bool {
+        self.in_channels > 3
+    }
+
     /// Sizes of the transformer blocks.
     pub fn block(&self) -> BlockConfig {
         BlockConfig {
@@ -170,14 +194,8 @@ impl ModelConfig {
         if self.architecture == Architecture::Vit {
             return Some(CLASSIFIER.into());
         }
-        if self.prediction != Prediction::Velocity {
-            return Some(
-                "found a diffusion model that predicts epsilon (noise), expected one that predicts a velocity: the DDIM \
-                 sampler that epsilon models need does not exist yet"
-                    .into(),
-            );
-        }
-        (self.out_channels != self.in_channels).then(|| {
+        let learns = self.prediction != Prediction::Velocity && self.out_channels == 2 * self.in_channels;
+        (self.out_channels != self.in_channels && !learns).then(|| {
             format!(
                 "found {} output channels for {} image channels, expected as many",
                 self.out_channels, self.in_channels
@@ -222,11 +240,7 @@ impl ModelConfig {
             map.insert("null_class".into(), classes.null.into());
         }
         map.insert("value_range".into(), json!([self.value_range.0, self.value_range.1]));
-        let prediction = match self.prediction {
-            Prediction::Velocity => "velocity",
-            Prediction::Epsilon => "epsilon",
-        };
-        map.insert("prediction".into(), prediction.into());
+        map.insert("prediction".into(), self.prediction.name().into());
         self.sampling.insert_into(map, self.prediction);
         json
     }

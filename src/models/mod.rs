@@ -2,6 +2,7 @@
 
 pub mod builtin;
 pub mod config;
+pub mod diffusion;
 pub mod dit;
 mod fields;
 pub mod flow_vit;
@@ -33,7 +34,7 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
     }
 }
 
-/// A velocity model with its weights on a device.
+/// A velocity or diffusion model with its weights on a device.
 pub struct Model {
     /// Where the weights came from, for messages.
     pub origin: PathBuf,

@@ -81,6 +81,17 @@ impl ModelConfig {
             self.norm_eps = eps;
         }
         self.overlay_gelu(&fields)?;
+        if let Some((name, given)) = fields.text("prediction")? {
+            let found = Prediction::ALL.into_iter().find(|p| p.name() == given);
+            self.prediction = found.ok_or_else(|| {
+                let known: Vec<String> = Prediction::ALL.iter().map(|p| format!("{:?}", p.name())).collect();
+                format!("{name} is {given:?}, one of {} expected", known.join(", "))
+            })?;
+            if self.prediction != Prediction::Velocity {
+                // Diffusion models are asked at timesteps as they are, unless told otherwise.
+                self.time.scale = 1.0;
+            }
+        }
         self.overlay_time(&fields)?;
         let learns = self.out_channels != self.in_channels;
         if let Some((name, given)) = fields.flag("learn_sigma")?.filter(|(_, given)| *given != learns) {
@@ -95,14 +106,7 @@ impl ModelConfig {
                 _ => return Err(format!("value_range is {range}, two rising numbers of f32 expected")),
             };
         }
-        if let Some((name, prediction)) = fields.text("prediction")? {
-            self.prediction = match prediction {
-                "velocity" => Prediction::Velocity,
-                "epsilon" => Prediction::Epsilon,
-                other => return Err(format!("{name} is {other:?}, \"velocity\" or \"epsilon\" expected")),
-            };
-        }
-        self.sampling.overlay(&fields, self.prediction)
+        self.sampling.overlay(&fields, self.prediction, learns)
     }
 
     fn overlay_gelu(&mut self, fields: &Fields) -> Result<(), String> {

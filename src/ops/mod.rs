@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod attention;
 pub mod backward;
+pub mod diffusion;
 pub mod embed;
 pub mod layernorm;
 pub mod linear;
@@ -60,6 +61,7 @@ pub fn spec_layouts() -> Vec<SpecLayout> {
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
+    all.extend(diffusion::LAYOUTS);
     all
 }
 

@@ -5,6 +5,7 @@ mod cli;
 mod common;
 mod data;
 mod device;
+mod diffusion;
 mod engines;
 mod goldens;
 mod grads;
