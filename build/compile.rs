@@ -47,7 +47,7 @@ const FLAGS: [&str; 2] = ["-std=c++17", "-O3"];
 const LINEINFO: &str = "ARCLET_LINEINFO";
 
 /// Kernels whose numbers must have the same bits as the host's: nothing may be contracted into an fma.
-const EXACT: [&str; 2] = ["diffusion", "rng"];
+const EXACT: [&str; 1] = ["rng"];
 
 /// Variables by which nvcc itself is told what to do.
 const NVCC_VARIABLES: [&str; 3] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
