@@ -5,7 +5,7 @@ import subprocess
 
 # What a row of `arclet bench` says that is kept or known otherwise, or is not measured in turns.
 KNOWN = set(
-    "name measure device dtype threads batch guidance steps time evaluations warm_ups runs p50_ms p90_ms p99_ms min_ms "
+    "name measure device dtype threads batch guidance steps time shift evaluations warm_ups runs p50_ms p90_ms p99_ms min_ms "
     "ms_per_evaluation images_per_s gflops ratio_to_products speedup phases load_ms open_ms weights_mb device_mb "
     "peak_rss_mb binary_mb gate gpu_state".split()
 )
@@ -28,6 +28,9 @@ class Arclet:
             str(case.steps),
             "--time",
             case.time,
+            # Theirs are equal steps.
+            "--shift",
+            "1",
             "--guidance-scale",
             str(case.guidance),
             "--noise",

@@ -18,6 +18,7 @@ mod recipe;
 mod report;
 mod sample;
 mod settings;
+mod solver;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -2,7 +2,10 @@
 
 use std::str::FromStr;
 
-use arclet::flow::schedule::{Solver, TimeConvention};
+use arclet::error::{Error, Result};
+use arclet::flow::schedule::TimeConvention;
+use arclet::models::diffusion::Spacing;
+use arclet::models::sampling::{MAX_TIME_SHIFT, Sampling, is_time_shift};
 use arclet::tensor::DType;
 use clap::{Args, ValueEnum};
 
@@ -45,7 +48,7 @@ pub enum DeviceChoice {
 impl FromStr for DeviceChoice {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let unknown = || "auto, cpu, cuda or cuda:N expected".to_owned();
         match text {
             "auto" => Ok(Self::Auto),
@@ -97,17 +100,10 @@ pub enum SolverChoice {
     Midpoint,
     /// Two-step Adams-Bashforth: one evaluation per step
     Ab2,
-}
-
-impl From<SolverChoice> for Solver {
-    fn from(choice: SolverChoice) -> Self {
-        match choice {
-            SolverChoice::Euler => Self::Euler,
-            SolverChoice::Heun => Self::Heun,
-            SolverChoice::Midpoint => Self::Midpoint,
-            SolverChoice::Ab2 => Self::Ab2,
-        }
-    }
+    /// For diffusion models; the noise of --eta 0 is drawn once, at the start
+    Ddim,
+    /// For diffusion models: ancestral, noise at every step
+    Ddpm,
 }
 
 /// Value of `--time`.
@@ -125,6 +121,55 @@ impl From<TimeChoice> for TimeConvention {
             TimeChoice::Train => Self::Train,
             TimeChoice::Notebook => Self::Notebook,
         }
+    }
+}
+
+/// Value of `--spacing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SpacingChoice {
+    /// Multiples of T / S (rounded down), plus the model's steps_offset
+    Leading,
+    /// Back from T - 1 in steps of T / S
+    Trailing,
+    /// From T - 1 to 0, both among them
+    Linspace,
+}
+
+impl From<SpacingChoice> for Spacing {
+    fn from(choice: SpacingChoice) -> Self {
+        match choice {
+            SpacingChoice::Leading => Self::Leading,
+            SpacingChoice::Trailing => Self::Trailing,
+            SpacingChoice::Linspace => Self::Linspace,
+        }
+    }
+}
+
+/// Value of `--shift`.
+///
+/// # Errors
+/// What was expected instead.
+pub fn parse_shift(text: &str) -> std::result::Result<f64, String> {
+    let shift = text.parse().ok().filter(|s| is_time_shift(*s));
+    shift.ok_or_else(|| format!("a number above 0 and up to {MAX_TIME_SHIFT} expected"))
+}
+
+/// Refuses a `shift` of times other than those of training.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_shift(shift: Option<f64>, time: TimeConvention) -> Result<()> {
+    match shift.filter(|s| *s != 1.0 && time == TimeConvention::Notebook) {
+        Some(shift) => Err(Error::usage(format!("--shift {shift}: not with --time notebook, whose steps are equal"))),
+        None => Ok(()),
+    }
+}
+
+/// The shift that was asked for, or else the model's, which is one of times as in training.
+pub fn shift_or(asked: Option<f64>, time: TimeConvention, model: &Sampling) -> f64 {
+    match time {
+        TimeConvention::Train => asked.unwrap_or(model.time_shift),
+        TimeConvention::Notebook => 1.0,
     }
 }
 
@@ -158,7 +203,7 @@ impl std::fmt::Display for Shard {
 impl FromStr for Shard {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
         let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match parts {
             Some((index, count)) if 1 <= index && index <= count => Ok(Self { index, count }),

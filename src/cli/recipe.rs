@@ -6,6 +6,7 @@ use std::path::Path;
 use arclet::error::{Error, Result};
 use arclet::io::json::parse_strict;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Value of [`Recipe::format`].
 pub const FORMAT: &str = "arclet-samples/1";
@@ -49,6 +50,12 @@ pub struct Recipe {
     pub evaluations: usize,
     /// Time convention.
     pub time: String,
+    /// Shift of the time grid; 1 is equal steps.
+    #[serde(default = "equal_steps")]
+    pub time_shift: f64,
+    /// What a diffusion model's steps were computed from; none for a velocity model.
+    #[serde(default)]
+    pub diffusion: Option<Map<String, Value>>,
     /// Classifier-free guidance; 1 is off.
     pub guidance_scale: f32,
     /// Whether images were clamped to the value range.
@@ -65,6 +72,11 @@ pub struct Recipe {
     pub preview: PreviewRecipe,
     /// SHA-256 of the file of samples; none in a recipe inside of that file.
     pub data_sha256: Option<String>,
+}
+
+/// The shift of recipes from before there was one.
+fn equal_steps() -> f64 {
+    1.0
 }
 
 /// Which model drew the samples.

@@ -17,8 +17,8 @@ const GPU_BATCH: usize = 64;
 pub enum Noise<'a> {
     /// Standard normals of this seed.
     Seed(u64),
-    /// Given numbers [images, C, H, W] of the images of this run.
-    Rows(&'a [f32]),
+    /// Given numbers [images, C, H, W] of the images of this run, and the seed of the noise of ancestral steps.
+    Rows(&'a [f32], u64),
 }
 
 /// The images of one run.
@@ -53,7 +53,7 @@ pub fn draw(
     finished: &mut dyn FnMut(&[f32]) -> Result<ControlFlow<()>>,
 ) -> Result<usize> {
     let (batch, image_len) = (sampler.batch(), sampler.image_len());
-    if let Noise::Rows(rows) = job.noise
+    if let Noise::Rows(rows, _) = job.noise
         && rows.len() != job.images * image_len
     {
         return Err(Error::Runtime(format!("{} noise values given for {} images", rows.len(), job.images)));
@@ -64,10 +64,11 @@ pub fn draw(
         let count = batch.min(job.images - done);
         match job.noise {
             Noise::Seed(seed) => sampler.draw_noise(seed, first)?,
-            Noise::Rows(rows) => {
+            Noise::Rows(rows, seed) => {
                 let mut noise = rows[done * image_len..][..count * image_len].to_vec();
                 noise.resize(batch * image_len, 0.0);
                 sampler.set_noise(&noise)?;
+                sampler.draw_step_noise(seed, first)?;
             }
         }
         let classes: Vec<usize> = (first..first + batch as u64).filter_map(|i| job.class(i)).collect();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
 use super::resnet::{ResBlock, ResNetConfig};
+use super::sampling::Sampling;
 use super::smp::{Decoder, SmpConfig, TimeWidths};
 use super::specs;
 use super::transformer::TransformerConfig;
@@ -127,6 +128,7 @@ fn vit_b16() -> ModelConfig {
         classes: None,
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
+        sampling: Sampling::default(),
         network: NetworkConfig::FlowVit(TransformerConfig {
             patch_size: 16,
             hidden_size: 768,

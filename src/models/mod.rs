@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod config;
 pub mod convnextv2;
 mod diffusers;
+pub mod diffusion;
 pub mod dit;
 pub mod efficientnet;
 mod fields;
@@ -13,6 +14,7 @@ pub mod import;
 mod overlay;
 mod recognise;
 pub mod resnet;
+pub mod sampling;
 mod shapes;
 pub mod smp;
 pub mod transformer;
@@ -63,7 +65,7 @@ pub fn parameters(config: &ModelConfig) -> usize {
     count.sum()
 }
 
-/// A velocity model with its weights on a device.
+/// A velocity or diffusion model with its weights on a device.
 pub struct Model {
     /// Where the weights came from, for messages.
     pub origin: PathBuf,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
+use super::sampling::Sampling;
 use super::shapes::{Shapes, Told};
 use super::transformer::TransformerConfig;
 use super::{autoencoder_kl, convnextv2, efficientnet, overlay, resnet, smp, unet2d};
@@ -28,6 +29,7 @@ pub(super) fn plain(network: NetworkConfig, image_size: usize, in_channels: usiz
         classes: None,
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
+        sampling: Sampling::default(),
         network,
     }
 }

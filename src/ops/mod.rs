@@ -11,6 +11,7 @@ pub mod batchnorm;
 mod channels;
 pub mod concat;
 pub mod conv;
+pub mod diffusion;
 pub mod embed;
 pub mod grn;
 pub mod groupnorm;
@@ -71,6 +72,7 @@ pub fn spec_layouts() -> Vec<SpecLayout> {
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
+    all.extend(diffusion::LAYOUTS);
     all
 }
 

@@ -227,7 +227,7 @@ fn guided_trajectories_match_pytorch() {
 
 /// A trajectory on the GPU in every type: f32 near the golden, f16 and bf16 within twice the error that rounding every
 /// operation's output gives.
-fn gpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DType) -> Vec<f32>) {
+pub fn gpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DType) -> Vec<f32>) {
     for dtype in CUDA_DTYPES {
         let got = run(&cuda(), dtype);
         if dtype == DType::F32 {

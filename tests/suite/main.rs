@@ -6,6 +6,7 @@ mod common;
 mod conv_models;
 mod data;
 mod device;
+mod diffusion;
 mod engines;
 mod goldens;
 mod grads;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::super::options::{DTypeChoice, DeviceChoice, ReportArgs, TimeChoice};
+use super::super::options::{DTypeChoice, DeviceChoice, ReportArgs, TimeChoice, parse_shift};
 use super::against::Against;
 
 /// What is measured.
@@ -71,6 +71,10 @@ pub struct BenchArgs {
     /// Times that the model is asked at
     #[arg(long, value_enum, default_value = "train")]
     pub(super) time: TimeChoice,
+    /// Shift of the time grid, t' = S t / (1 + (S - 1) t): below 1 steps are shorter near the data, above 1 near the noise
+    /// [default: the model's time_shift, else 1]
+    #[arg(long, value_name = "S", value_parser = parse_shift, allow_negative_numbers = true, conflicts_with = "against")]
+    pub(super) shift: Option<f64>,
     /// Classifier-free guidance scale; 1 is off
     #[arg(long, visible_alias = "cfg-scale", value_name = "G", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(super) guidance_scale: f32,

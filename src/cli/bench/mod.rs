@@ -23,11 +23,12 @@ use arclet::device::level::Level;
 use arclet::error::{Error, Result};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::models::Model;
+use arclet::models::config::{NetworkConfig, Prediction};
 use arclet::ops::product::ceilings;
 use arclet::tensor::DType;
 
 use super::model::{Source, Weights};
-use super::options::{ComputeArgs, DTypeChoice};
+use super::options::{ComputeArgs, DTypeChoice, check_shift, shift_or};
 use super::sample::read_noise;
 use super::{device, report};
 pub use args::{BenchArgs, Measure};
@@ -65,12 +66,22 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.measure == [Measure::Simulator] {
         return print(args, &simulator::rows(args)?);
     }
+    check_shift(args.shift, args.time.into())?;
     if args.against.is_some() {
         return against::run(args);
     }
     let source = Source::open(Some(&args.model))?;
-    let weights = source.velocity_weights(quiet)?;
+    let weights = source.sampled_weights(quiet)?;
     let config = weights.config();
+    if config.prediction != Prediction::Velocity {
+        let found = config.prediction.name();
+        let reason = format!("found a diffusion model that predicts {found}; bench measures velocity models");
+        return Err(Error::input(&args.model, reason));
+    }
+    if matches!(config.network, NetworkConfig::Unet2d(_)) {
+        let found = config.architecture().name();
+        return Err(Error::input(&args.model, format!("found {found}, whose operations bench does not count yet")));
+    }
     let image = [config.in_channels, config.image_size, config.image_size];
     let compute = ComputeArgs { device: args.device, dtype: DTypeChoice::Auto, threads: args.threads };
     if args.launches {
@@ -101,13 +112,15 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         (asked, false) => asked,
     };
     let steps = args.steps.unwrap_or(if on_cpu { 1 } else { 50 }) as usize;
+    let (time, shift) = (args.time.into(), shift_or(args.shift, args.time.into(), &config.sampling));
     let mut session = Session {
         args,
         source: &source,
         weights: &weights,
         device: &device,
-        time: args.time.into(),
-        schedule: schedule(steps, args.time.into())?,
+        time,
+        shift,
+        schedule: schedule(steps, time, shift)?,
         steps,
         noise: noise.as_deref(),
         open_ms,
@@ -149,8 +162,8 @@ fn tuning_runs(args: &BenchArgs) -> Plan {
     Plan::exactly(FEW_WARM_UPS, LEAST.min(args.iterations as usize))
 }
 
-fn schedule(steps: usize, time: TimeConvention) -> Result<Schedule> {
-    Schedule::new(Solver::Euler, steps, time)
+fn schedule(steps: usize, time: TimeConvention, shift: f64) -> Result<Schedule> {
+    Schedule::shifted(Solver::Euler, steps, time, shift)
         .ok_or_else(|| Error::usage(format!("--steps {steps}: at least 2 expected with --time {}", time.name())))
 }
 
@@ -161,6 +174,7 @@ struct Session<'a> {
     weights: &'a Weights<'a>,
     device: &'a Device,
     time: TimeConvention,
+    shift: f64,
     schedule: Schedule,
     steps: usize,
     noise: Option<&'a [f32]>,
@@ -253,13 +267,15 @@ impl Session<'_> {
         self.rows.push(row);
         if self.source.name() == PUBLISHED && self.time == TimeConvention::Train && self.steps > 1 {
             let notebook = TimeConvention::Notebook;
-            let train = (std::mem::replace(&mut self.schedule, schedule(self.steps, notebook)?), self.time);
-            self.time = notebook;
+            let equal = 1.0;
+            let published = schedule(self.steps, notebook, equal)?;
+            let train = (std::mem::replace(&mut self.schedule, published), self.time, self.shift);
+            (self.time, self.shift) = (notebook, equal);
             let reference = self.reference(loaded.model.dtype, &self.schedule, guidance)?;
             let gate = reference.map(|r| r.check(&loaded.model, batch)).transpose()?;
             let row = time(self, gate)?;
             self.rows.push(row);
-            (self.schedule, self.time) = train;
+            (self.schedule, self.time, self.shift) = train;
         }
         Ok(())
     }
@@ -407,6 +423,7 @@ impl Session<'_> {
             format!("--dtype={dtype}"),
             format!("--steps={}", self.steps),
             format!("--time={}", self.time.name()),
+            format!("--shift={}", self.shift),
             format!("--batch={batch}"),
             format!("--guidance-scale={guidance}"),
         ]);
@@ -440,6 +457,7 @@ impl Session<'_> {
             guidance,
             steps: self.steps,
             time: self.time.name(),
+            shift: self.shift,
             evaluations: self.schedule.evaluations(),
             load_ms: Some(loaded.load_ms),
             open_ms: Some(self.open_ms),

@@ -24,6 +24,8 @@ pub struct Row {
     pub steps: usize,
     /// Which times the model is asked at.
     pub time: &'static str,
+    /// Shift of the time grid; 1 is equal steps.
+    pub shift: f64,
     /// Function evaluations of one trajectory (NFE).
     pub evaluations: usize,
     /// Runs before the measured ones.

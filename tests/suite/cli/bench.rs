@@ -259,9 +259,11 @@ fn bench_ends_the_sweep_when_memory_does() {
 
 #[test]
 fn bench_runs_without_a_gpu() {
-    let rows = rows(&run(TINY, "--device cpu --measure calls,cold --calls 5 --starts 1 --threads 2 --json"));
+    let flags = "--device cpu --measure calls,cold --calls 5 --starts 1 --threads 2 --shift 0.25 --json";
+    let rows = rows(&run(TINY, flags));
     rows.iter().for_each(check_row);
     assert_eq!(column(&rows, "measure"), ["calls", "products", "cold"]);
+    assert_eq!(column(&rows, "shift"), ["0.25"; 3]);
     assert!(rows[0]["ratio_to_products"].as_f64().is_some_and(|r| r > 0.0));
     assert!(rows.iter().all(|r| r["gate"].is_null() && r["device_mb"].is_null() && r["threads"] == 2));
     if !arclet_emu::real_driver() {
@@ -270,6 +272,9 @@ fn bench_runs_without_a_gpu() {
         assert!(end.stderr.contains("using the CPU") && end.stderr.contains("no GPU"), "{}", end.stderr);
         assert_eq!(column(&self::rows(&end), "measure"), ["calls", "products"]);
     }
+    let refused = run(TINY, "--device cpu --steps 2 --shift 0.25 --time notebook");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains("--shift 0.25"), "{}", refused.stderr);
     for measure in ["latency", "phases", "calls,ladder"] {
         let refused = run(TINY, &format!("--device cpu --measure {measure}"));
         assert_eq!(refused.code, 2);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod diffusion;
 mod embedded;
 mod gpu;
 mod refusals;

@@ -55,7 +55,7 @@ fn the_recipe_says_how_the_images_came_to_be() {
     let expected = serde_json::json!({
         "seed": 3, "solver": "heun", "steps": 3, "evaluations": 6, "guidance_scale": 1.5, "n": 4, "total": 4,
         "first_image": 0, "shard": null, "complete": true, "shape": [4, 1, 16, 16], "classes": ["2", "0", "2", "0"],
-        "dtype": "bf16", "device": "cpu", "time": "train", "clamp": true, "value_range": [-1.0, 1.0],
+        "dtype": "bf16", "device": "cpu", "time": "train", "time_shift": 1.0, "clamp": true, "value_range": [-1.0, 1.0],
         "version": env!("CARGO_PKG_VERSION"),
         "data_sha256": sha256_hex(&desk.bytes("samples/samples.npy")),
     });
@@ -67,6 +67,37 @@ fn the_recipe_says_how_the_images_came_to_be() {
     assert_eq!(recipe["model"]["sha256"], sha256_hex(&weights));
     let text = String::from_utf8(desk.bytes("samples/samples.json")).unwrap();
     assert!(!text.contains(desk.path("").to_str().unwrap()) && !text.contains("goldens"), "no path in the recipe");
+}
+
+/// The flag, a configuration that says the same, and the flag before a configuration that says something else.
+#[test]
+fn the_time_grid_is_shifted_as_the_flag_or_else_the_model_says() {
+    let desk = Desk::new();
+    let weights = std::fs::read(golden_weights("a3_nanodit")).unwrap();
+    let configured = |folder: &str, shift: f64| {
+        desk.ok(&format!("convert {} {folder}", golden_weights("a3_nanodit")));
+        let mut config = desk.recipe(&format!("{folder}/config.json"));
+        assert_eq!(config["time_shift"], 1.0);
+        config["time_shift"] = shift.into();
+        std::fs::write(desk.path(&format!("{folder}/config.json")), config.to_string()).unwrap();
+        std::fs::write(desk.path(&format!("{folder}/model.safetensors")), &weights).unwrap();
+        assert_eq!(desk.json(&format!("inspect {folder} --json"))["config"]["time_shift"], shift);
+    };
+    configured("tenth", 0.1);
+    configured("two", 2.0);
+    let sample = |model: &str, more: &str, out: &str| {
+        desk.ok(&format!("sample --model {model} --device cpu --threads 2 --steps 3 --n 2 {more} --out {out}.npy"));
+        (desk.images(&format!("{out}.npy")).1, desk.recipe(&format!("{out}.json"))["time_shift"].as_f64().unwrap())
+    };
+    let plain = golden_weights("a3_nanodit");
+    let [equal, flag] = [sample(&plain, "", "a"), sample(&plain, "--shift 0.1", "b")];
+    assert_eq!((equal.1, flag.1), (1.0, 0.1));
+    assert_ne!(equal.0, flag.0);
+    assert_eq!(sample("tenth", "", "c"), flag);
+    assert_eq!(sample("two", "--shift 0.1", "d"), flag);
+    assert_eq!(sample("two", "--shift 1", "e"), equal);
+    // The notebooks' times are theirs alone.
+    assert_eq!(sample("two", "--time notebook", "f"), sample(&plain, "--time notebook --shift 1", "g"));
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn what_is_no_complete_set_of_shards_is_refused() {
     three_shards(&desk, "p", "--n 6");
     three_shards(&desk, "other", "--n 6 --seed 1");
     desk.ok(&small_sample("--n 6 --shard 2/4 --out four"));
+    desk.ok(&small_sample("--n 6 --shard 2/3 --shift 0.5 --out shifted"));
     desk.ok(&small_sample("--n 6 --out whole"));
     let refused = |shards: &[&str], code: i32, parts: &[&str]| {
         let before = desk.listing();
@@ -70,6 +71,7 @@ fn what_is_no_complete_set_of_shards_is_refused() {
     refused(&[one, three], 3, &["1 of the 3 shards", "missing: 2/3"]);
     refused(&[one, two, two, three], 3, &["2/3 is given twice"]);
     refused(&[one, "other/samples-2of3.npy", three], 3, &["another run", "seed is 1, but 0"]);
+    refused(&[one, "shifted/samples-2of3.npy", three], 3, &["another run", "time_shift is 0.5, but 1.0"]);
     refused(&[one, "four/samples-2of4.npy", three], 3, &["2/4", "1/3"]);
     refused(&["whole/samples.npy"], 3, &["found a whole run"]);
     refused(&["p/samples-9of3.npy"], 3, &["samples-9of3.json"]);
