@@ -48,7 +48,7 @@ pub(super) fn attention_specs(name: &str, channels: usize) -> Vec<ParamSpec> {
 /// Refuses sides of images that the network does not halve evenly down to its coarsest level: names the nearest that
 /// fit.
 pub(super) fn check_stride(size: usize, stride: usize) -> Told<()> {
-    if size > 0 && size % stride == 0 {
+    if size > 0 && size.is_multiple_of(stride) {
         return Ok(());
     }
     let (below, above) = (size / stride * stride, (size / stride + 1) * stride);
