@@ -18,6 +18,7 @@ mod recipe;
 mod report;
 mod sample;
 mod settings;
+mod solver;
 mod train;
 
 use std::ffi::OsString;

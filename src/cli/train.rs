@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arclet::data::{DataSet, splits};
 use arclet::device::Device;
 use arclet::error::{Error, Result};
-use arclet::models::config::ModelConfig;
+use arclet::models::config::{ModelConfig, Prediction};
 use arclet::models::training::initial;
 use arclet::train::config::{ModelPlan, Precision};
 use arclet::train::folder::{DataRecord, InitRecord, RunRecord};
@@ -82,7 +82,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ModelPlan::FineTune { init } => Some(Source::open(Some(Path::new(init)))?),
         ModelPlan::New(_) => None,
     };
-    let weights = source.as_ref().map(|source| source.velocity_weights(quiet)).transpose()?;
+    let weights = source.as_ref().map(|source| source.sampled_weights(quiet)).transpose()?;
+    weights.as_ref().map_or(Ok(()), |weights| refuse_other_predictions(weights))?;
     let (data, validation) = open_data(&config, weights.as_ref().map(Weights::config))?;
     let model = match (&config.model, &weights) {
         (ModelPlan::New(new), _) => new.config(data.classes(), config.data.value_range()),
@@ -181,6 +182,16 @@ fn open_data(config: &TrainConfig, init: Option<&ModelConfig>) -> Result<(Arc<Da
         (None, None) => None,
     };
     Ok((Arc::new(data), validation.map(Arc::new)))
+}
+
+/// What is trained predicts a velocity.
+fn refuse_other_predictions(weights: &Weights) -> Result<()> {
+    let prediction = weights.config().prediction;
+    if prediction == Prediction::Velocity {
+        return Ok(());
+    }
+    let reason = format!("found a model that predicts {}, expected one that predicts velocity", prediction.name());
+    Err(Error::input(weights.source().origin(), reason))
 }
 
 fn record(

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::config::Prediction;
+use super::diffusion::{Diffusion, Variance};
 use super::fields::Fields;
 
 /// Largest shift of a time grid.
@@ -14,11 +15,13 @@ pub struct Sampling {
     /// Shift s of the time grid of a velocity model: t' = s t / (1 + (s - 1) t) for t at equal steps from 1 to 0. Below 1
     /// steps are shorter near the data, above 1 near the noise. In `config.json` as `time_shift`.
     pub time_shift: f64,
+    /// Noise schedule and sampler of a diffusion model.
+    pub diffusion: Diffusion,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { time_shift: 1.0 }
+        Self { time_shift: 1.0, diffusion: Diffusion::default() }
     }
 }
 
@@ -28,11 +31,11 @@ pub fn is_time_shift(shift: f64) -> bool {
 }
 
 impl Sampling {
-    /// Takes its keys from a configuration.
+    /// Takes its keys from the configuration of a model; `learned` tells whether that has channels for a variance.
     ///
     /// # Errors
     /// One line: the field, what was found, what was expected.
-    pub(super) fn overlay(&mut self, fields: &Fields, prediction: Prediction) -> Result<(), String> {
+    pub(super) fn overlay(&mut self, fields: &Fields, prediction: Prediction, learned: bool) -> Result<(), String> {
         if let Some((name, shift)) = fields.number(&["time_shift"])? {
             if !is_time_shift(shift) {
                 return Err(format!("{name} is {shift}, a number above 0 and up to {MAX_TIME_SHIFT} expected"));
@@ -42,13 +45,22 @@ impl Sampling {
             }
             self.time_shift = shift;
         }
-        Ok(())
+        if prediction != Prediction::Velocity && learned {
+            self.diffusion.variance = Variance::LearnedRange;
+        }
+        let Some(given) = fields.0.get("diffusion") else { return Ok(()) };
+        if prediction == Prediction::Velocity {
+            return Err("diffusion is given, but the model predicts a velocity".into());
+        }
+        let given = given.as_object().ok_or("diffusion is no object")?;
+        self.diffusion.overlay(given, learned).map_err(|reason| format!("diffusion: {reason}"))
     }
 
     /// Adds its keys to a configuration.
     pub(super) fn insert_into(&self, map: &mut Map<String, Value>, prediction: Prediction) {
-        if prediction == Prediction::Velocity {
-            map.insert("time_shift".into(), self.time_shift.into());
-        }
+        match prediction {
+            Prediction::Velocity => map.insert("time_shift".into(), self.time_shift.into()),
+            _ => map.insert("diffusion".into(), self.diffusion.to_json().into()),
+        };
     }
 }

@@ -11,6 +11,7 @@ pub mod batchnorm;
 mod channels;
 pub mod concat;
 pub mod conv;
+pub mod diffusion;
 pub mod dropout;
 pub mod embed;
 pub mod fold;
@@ -76,6 +77,7 @@ pub fn spec_layouts() -> Vec<SpecLayout> {
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
+    all.extend(diffusion::LAYOUTS);
     all
 }
 

@@ -3,8 +3,10 @@
 
 mod cli;
 mod common;
+mod conv_models;
 mod data;
 mod device;
+mod diffusion;
 mod dropout;
 mod engines;
 mod goldens;
