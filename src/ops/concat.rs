@@ -28,7 +28,7 @@ pub fn concat(device: &Device, parts: &[&Tensor], y: &mut Tensor) -> Result<()> 
     Ok(())
 }
 
-/// The parts [.., C1], [.., C2], .. = x [.., C1 + C2 + ..]. The backward is [`concat`].
+/// The parts [.., C1], [.., C2], .. = x [.., C1 + C2 + ..]. The backward is [`concat()`].
 ///
 /// # Errors
 /// [`Error::Runtime`] if types or shapes do not fit.

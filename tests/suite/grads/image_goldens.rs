@@ -5,8 +5,8 @@ use arclet::ops::upsample::Resize;
 use arclet::tensor::{DType, Tensor};
 
 use super::check::{Differentiable, agrees_with};
-use super::images::{average_case, max_pool_case, resize_case};
-use super::norms::{batchnorm_case, grn_case, groupnorm_case, running_after};
+use super::image_ops::{average_case, max_pool_case, resize_case};
+use super::norm_ops::{batchnorm_case, grn_case, groupnorm_case, running_after};
 use crate::common::{Golden, cpu, relative_error};
 use crate::engines::cuda;
 

@@ -3,8 +3,8 @@
 mod attention;
 mod check;
 mod image_goldens;
-mod images;
+mod image_ops;
 mod layers;
-mod norms;
+mod norm_ops;
 mod ops;
 pub mod torch;
