@@ -9,6 +9,7 @@ mod refusals;
 mod samples;
 mod shards;
 mod simulate;
+mod train;
 mod verbs;
 
 use std::path::{Path, PathBuf};

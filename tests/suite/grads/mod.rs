@@ -7,4 +7,5 @@ mod image_ops;
 mod layers;
 mod norm_ops;
 mod ops;
+mod parts_ops;
 pub mod torch;
