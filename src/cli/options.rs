@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use arclet::error::{Error, Result};
-use arclet::flow::schedule::TimeConvention;
+use arclet::flow::schedule::{Solver, TimeConvention};
 use arclet::models::diffusion::Spacing;
 use arclet::models::sampling::{MAX_TIME_SHIFT, Sampling, is_time_shift};
 use arclet::tensor::DType;
@@ -104,6 +104,17 @@ pub enum SolverChoice {
     Ddim,
     /// For diffusion models: ancestral, noise at every step
     Ddpm,
+}
+
+impl From<Solver> for SolverChoice {
+    fn from(solver: Solver) -> Self {
+        match solver {
+            Solver::Euler => Self::Euler,
+            Solver::Heun => Self::Heun,
+            Solver::Midpoint => Self::Midpoint,
+            Solver::Ab2 => Self::Ab2,
+        }
+    }
 }
 
 /// Value of `--time`.

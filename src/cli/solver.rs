@@ -16,7 +16,7 @@ pub struct SolverArgs {
     /// Solver steps
     #[arg(long, value_name = "S", default_value_t = 50)]
     pub steps: u32,
-    /// Solver [default: euler for a velocity model, ddim for a diffusion model]
+    /// Solver [default: the model's own, else euler for a velocity model; ddim for a diffusion model]
     #[arg(long, value_enum)]
     solver: Option<SolverChoice>,
     /// Times that a velocity model is asked at
@@ -83,7 +83,8 @@ impl SolverArgs {
     pub fn plan(&self, config: &ModelConfig, name: &str) -> Result<Plan> {
         let predicts = config.prediction.name();
         let velocity = config.prediction == Prediction::Velocity;
-        let solver = self.solver.unwrap_or(if velocity { SolverChoice::Euler } else { SolverChoice::Ddim });
+        let own = if velocity { config.sampling.solver.into() } else { SolverChoice::Ddim };
+        let solver = self.solver.unwrap_or(own);
         let flow = match solver {
             SolverChoice::Euler => Some(Solver::Euler),
             SolverChoice::Heun => Some(Solver::Heun),

@@ -85,11 +85,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let weights = source.as_ref().map(|source| source.sampled_weights(quiet)).transpose()?;
     weights.as_ref().map_or(Ok(()), |weights| refuse_other_predictions(weights))?;
     let (data, validation) = open_data(&config, weights.as_ref().map(Weights::config))?;
-    let model = match (&config.model, &weights) {
+    let mut model = match (&config.model, &weights) {
         (ModelPlan::New(new), _) => new.config(data.classes(), config.data.value_range()),
         (_, Some(weights)) => weights.config().clone(),
         _ => return Err(Error::Runtime("a model to go on from was not opened".into())),
     };
+    model.sampling = config.flow.sampling(model.sampling);
     let device = device::open(&args.compute, quiet)?;
 
     let record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;

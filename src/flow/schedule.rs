@@ -4,33 +4,10 @@
 //! solver here is explicit, so a run is a list of evaluations, each followed by one linear update of the state.
 
 use super::diffusion::DiffusionSteps;
+pub use crate::models::sampling::Solver;
+
 use crate::models::sampling::is_time_shift;
 use crate::ops::solver::{FROM_BASE, LAST, SAVE_BASE, SAVE_PREV, SolverStep};
-
-/// Explicit solver of an ordinary differential equation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Solver {
-    /// Forward Euler: one evaluation per step, first order.
-    Euler,
-    /// Heun's trapezoidal rule: two evaluations per step, second order.
-    Heun,
-    /// Explicit midpoint rule: two evaluations per step, second order.
-    Midpoint,
-    /// Adams-Bashforth of two steps, started by Euler: one evaluation per step, second order.
-    Ab2,
-}
-
-impl Solver {
-    /// Name in flags and recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Euler => "euler",
-            Self::Heun => "heun",
-            Self::Midpoint => "midpoint",
-            Self::Ab2 => "ab2",
-        }
-    }
-}
 
 /// Which times are fed to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

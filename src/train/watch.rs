@@ -8,7 +8,7 @@ use crate::data::{DataSet, Loader};
 use crate::error::{Error, Result};
 use crate::flow::run::{Job, Noise, auto_batch, draw};
 use crate::flow::sampler::{Sampler, SamplerOptions};
-use crate::flow::schedule::{Schedule, Solver, TimeConvention};
+use crate::flow::schedule::{Schedule, TimeConvention};
 use crate::io::{GridPng, write_grid_png};
 use crate::models::Model;
 use crate::models::export::Parameters;
@@ -67,7 +67,9 @@ pub fn sample_grid(learner: &Learner, run: &RunSection, stop: fn() -> bool, to: 
     let (config, device) = (learner.config(), learner.device());
     let parameters = Parameters::new("the model in training", learner.result()?);
     let model = Model::load(config.clone(), &parameters, device, DType::best(device))?;
-    let Some(schedule) = Schedule::new(Solver::Euler, run.sample_steps, TimeConvention::Train) else { return Ok(()) };
+    let (solver, shift) = (config.sampling.solver, config.sampling.time_shift);
+    let schedule = Schedule::shifted(solver, run.sample_steps, TimeConvention::Train, shift)
+        .ok_or_else(|| Error::Runtime(format!("no schedule of {} steps", run.sample_steps)))?;
     let batch = auto_batch(device, config, run.sample_images, false);
     let options = SamplerOptions { guidance: 1.0, clamp: true };
     let mut sampler = Sampler::new(&model, &schedule, batch, options)?;
