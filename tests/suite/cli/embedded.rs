@@ -67,7 +67,7 @@ fn embedded_trajectories_match_pytorch() {
     ] {
         let class = classes.join(",");
         desk.ok(&format!(
-            "sample --noise noise.npy --class {class} --device cpu --dtype f32 --no-clamp {flags} --out x.npy"
+            "sample --noise noise.npy --class {class} --solver euler --shift 1 --device cpu --dtype f32 --no-clamp {flags} --out x.npy"
         ));
         let (shape, images) = desk.images("x.npy");
         assert_eq!(shape, golden.shape(name));
