@@ -57,7 +57,7 @@ pub(crate) use spec;
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
     all.push(attention::UNFUSED_LAYOUT);
-    all.extend([activation::LAYOUT, loss::LAYOUT]);
+    all.extend([activation::LAYOUT, conv::LAYOUT, loss::LAYOUT]);
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);

@@ -8,6 +8,7 @@
 mod cpu;
 mod depthwise;
 mod epilogue;
+mod gpu;
 mod patches;
 mod spec;
 mod taps;
@@ -29,6 +30,7 @@ use epilogue::Epilogue;
 use patches::{Patches, sources};
 use taps::Phase;
 
+pub(super) use gpu::LAYOUT;
 pub use spec::ConvSpec;
 pub use weight::{channels_last, transposed_weight, weight};
 
@@ -159,7 +161,7 @@ fn size_of(device: &Device, dtype: DType, g: &Geometry) -> WorkspaceSize {
                 WorkspaceSize { sums, ..WorkspaceSize::default() }
             }
         },
-        Device::Cuda(_) => WorkspaceSize::default(),
+        Device::Cuda(cuda) => gpu::workspace(cuda, dtype, g),
     }
 }
 
@@ -224,7 +226,7 @@ fn run(device: &Device, g: Geometry, operands: &Operands, y: &mut Tensor, worksp
             }
             Ok(())
         }
-        Device::Cuda(_) => Err(crate::device::wrong_place()),
+        Device::Cuda(cuda) => gpu::launch(cuda, g, operands, y, workspace),
     }
 }
 

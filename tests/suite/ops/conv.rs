@@ -14,7 +14,7 @@ use arclet::tensor::{DType, Tensor};
 
 use super::{gelu, silu, tensor, values};
 use crate::common::{cpu, data};
-use crate::engines::check_on_cpu;
+use crate::engines::{check, check_on_cpu, cuda};
 
 /// A convolution that PyTorch has computed.
 pub struct Golden {
@@ -73,7 +73,7 @@ fn convolutions_are_pytorchs() {
         let (spec, shape) = (golden.spec, golden.shape("weight").try_into().unwrap());
         let ((x_shape, x), (y_shape, y)) = (golden.images("x"), golden.images("y"));
         let (w, bias) = (golden.values("weight"), golden.values("bias"));
-        check_on_cpu(&format!("convolution {}", golden.name), &super::f64s(&y), &|device: &Device, dtype| {
+        check(&format!("convolution {}", golden.name), &super::f64s(&y), |device, dtype| {
             let w = weight(device, dtype, spec, shape, &w).unwrap();
             let (x, bias) = (tensor(device, dtype, &x_shape, &x), tensor(device, dtype, &[shape[0]], &bias));
             let mut y = Tensor::zeros(device, dtype, &y_shape).unwrap();
@@ -226,7 +226,7 @@ impl Fused {
             "convolution {} of {:?} x {:?} to {}, {:?}, {:?} {}",
             self.images, self.size, self.channels, self.n, self.spec, self.act, self.residual
         );
-        check_on_cpu(&what, &self.want(), &|device: &Device, dtype| self.run(device, dtype));
+        check(&what, &self.want(), |device, dtype| self.run(device, dtype));
     }
 }
 
@@ -297,6 +297,10 @@ fn bits_depend_on_neither_threads_nor_batch() {
                 let alone = bits(alone.run(&one, dtype));
                 assert!(want[..alone.len()] == alone, "{} {dtype}: the batch changes an image", level.name());
             }
+        }
+        for dtype in [DType::F32, DType::F16] {
+            let (all, alone) = (bits(case.run(&cuda(), dtype)), bits(alone.run(&cuda(), dtype)));
+            assert!(all[..alone.len()] == alone, "cuda {dtype}: the batch changes an image");
         }
     }
 }
