@@ -16,65 +16,8 @@
 
 namespace {
 
-using dev::CHUNKS;
 using dev::Sums;
 using dev::Tile;
-
-// The rows of a thread's 16-byte chunks of a k-tile, and where in k its next chunk begins.
-template <class Tile> struct Gather {
-  using T = typename Tile::T;
-  static constexpr int N = Tile::BM * CHUNKS / Tile::THREADS;
-  dev::ConvRow rows[N];
-  int k, channel, tx, ty;
-
-  __device__ __forceinline__ Gather(const ConvGeometry& s, int row0, int k_begin) {
-    const int q = threadIdx.x % CHUNKS;
-#pragma unroll
-    for (int i = 0; i < N; ++i) rows[i] = dev::conv_row(s, row0 + (static_cast<int>(threadIdx.x) + i * Tile::THREADS) / CHUNKS);
-    k = k_begin + q * dev::VEC<T>;
-    channel = k % s.channels;
-    tx = k / s.channels % s.taps_x;
-    ty = k / s.channels / s.taps_x;
-  }
-  // tile[BM, BK] = the next k-tile; zero in the padding, past m and past k.
-  template <bool WHOLE>
-  __device__ __forceinline__ void load(T* tile, const ConvIn<T>& in, const ConvGeometry& s, int first_channel) {
-    constexpr int V = dev::VEC<T>;
-    if (WHOLE) {
-      const dev::ConvChannel<T> from = dev::conv_channel(in, s, first_channel + channel);
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const int pixel = k < s.k ? dev::conv_pixel(s, rows[i], ty, tx) : -1;
-        const T* src = pixel < 0 ? in.x0 : from.x + static_cast<size_t>(pixel) * from.width;
-        dev::cp_async16(at(tile, i), src, pixel < 0 ? 0 : 16);
-      }
-      channel += Tile::BK;
-      while (channel >= s.channels) {
-        channel -= s.channels;
-        if (++tx == s.taps_x) tx = 0, ++ty;
-      }
-    } else {
-      float v[N][V];
-#pragma unroll
-      for (int e = 0; e < V; ++e) {
-        const int c = (k + e) % s.channels, tap = (k + e) / s.channels;
-        const dev::ConvChannel<T> from = dev::conv_channel(in, s, first_channel + c);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          const int pixel = k + e < s.k ? dev::conv_pixel(s, rows[i], tap / s.taps_x, tap % s.taps_x) : -1;
-          v[i][e] = pixel < 0 ? 0.f : dev::to_f32(from.x[static_cast<size_t>(pixel) * from.width]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < N; ++i) dev::store_vec(at(tile, i), v[i]);
-    }
-    k += Tile::BK;
-  }
-  static __device__ __forceinline__ T* at(T* tile, int i) {
-    const int c = threadIdx.x + i * Tile::THREADS;
-    return tile + dev::tile_at<T>(c / CHUNKS, c % CHUNKS);
-  }
-};
 
 // w: [groups n, k], partial: [splits, m, n] f32.
 template <class Tile, class T>
@@ -88,18 +31,19 @@ __device__ __forceinline__ void conv(const ConvIn<T>& in, const T* __restrict__ 
   const int k_begin = spread ? blockIdx.z * s.k_per_split : 0, k_end = spread ? min(s.k, k_begin + s.k_per_split) : s.k;
   auto* ring = reinterpret_cast<T*>(smem);
   w += static_cast<size_t>(group) * s.n * s.k;
-  Gather<Tile> gather(s, row0, k_begin);
+  dev::ConvGather<T, dev::CHUNKS, Tile::BM, Tile::THREADS> gather(s, row0, k_begin);
+  const auto at = [](T* xs) { return [xs](int row, int chunk) { return xs + dev::tile_at<T>(row, chunk); }; };
   Sums<Tile> sums = {};
   const int tiles = (k_end - k_begin + Tile::BK - 1) / Tile::BK, per_chunk = s.k_per_split / Tile::BK;
   const auto nothing = [] {};
   if (!Tile::ANY || s.whole)
     dev::sum_chunks<Tile>(sums, ring, tiles, per_chunk, [&](T* xs, T* ws, int t) {
-      gather.template load<true>(xs, in, s, group * s.channels);
+      gather.template load<true>(in, s, group * s.channels, at(xs));
       dev::load_tile<Tile, Tile::BN, true>(ws, w, col0, s.n, k_begin + t * Tile::BK, s.k);
     }, nothing);
   else
     dev::sum_chunks<Tile>(sums, ring, tiles, per_chunk, [&](T* xs, T* ws, int t) {
-      gather.template load<false>(xs, in, s, group * s.channels);
+      gather.template load<false>(in, s, group * s.channels, at(xs));
       dev::load_tile<Tile, Tile::BN, false>(ws, w, col0, s.n, k_begin + t * Tile::BK, s.k);
     }, nothing);
   const bool whole = dev::conv_whole(o, s);

@@ -11,7 +11,7 @@
 // kernel; it is pixel  place + q scale  of y. A convolution has origin = -padding, step = dilation and all taps; a transposed
 // one of stride s (and the gradient of a convolution's input) is s such each way, with stride 1 and scale s.
 #pragma once
-#include "prelude.cuh"
+#include "async.cuh"
 
 struct ConvGeometry {
   int m, n, k;                    // outputs that are computed, their channels in a group, terms of a sum
@@ -23,6 +23,7 @@ struct ConvGeometry {
   int stride_y, stride_x, origin_y, origin_x, step_y, step_x;
   int place_y, place_x, scale_y, scale_x;
   int first_y, first_x, every_y, every_x, kernel_x, kernel_taps;
+  int row_len;                    // numbers of a tap of a row of w
   int end0, end1, end2, end3, end4, end5;
   int act, residual, bias_stride;  // elements from the bias of an image to the next, 0 for one bias
   int splits, k_per_split;         // chunks of k
@@ -30,7 +31,7 @@ struct ConvGeometry {
 };
 SPEC_LAYOUT(ConvGeometry, m, n, k, groups, channels, height, width, rows, cols, out_height, out_width, taps_y, taps_x, stride_y, stride_x,
             origin_y, origin_x, step_y, step_x, place_y, place_x, scale_y, scale_x, first_y, first_x, every_y, every_x, kernel_x,
-            kernel_taps, end0, end1, end2, end3, end4, end5, act, residual, bias_stride, splits, k_per_split, whole)
+            kernel_taps, row_len, end0, end1, end2, end3, end4, end5, act, residual, bias_stride, splits, k_per_split, whole)
 
 // Tensors whose channels follow each other; those behind the last are null.
 template <class T> struct ConvIn {
@@ -83,6 +84,59 @@ __device__ __forceinline__ int conv_place(const ConvGeometry& s, int row) {
   const int y = line % s.rows * s.scale_y + s.place_y, x = col * s.scale_x + s.place_x;
   return (line / s.rows * s.out_height + y) * s.out_width + x;
 }
+
+// What a block's rows of outputs read, as 16-byte chunks of k, CHUNKS to a row of a tile: those of this thread, whose row and chunk
+// are numbers (thread + i THREADS) / CHUNKS and % CHUNKS.
+template <class T, int CHUNKS, int ROWS, int THREADS> struct ConvGather {
+  static constexpr int N = ROWS * CHUNKS / THREADS, STEP = CHUNKS * VEC<T>;
+  ConvRow rows[N];
+  int k, channel, tx, ty;
+
+  __device__ __forceinline__ ConvGather(const ConvGeometry& s, int row0, int k_begin) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) rows[i] = conv_row(s, row0 + (static_cast<int>(threadIdx.x) + i * THREADS) / CHUNKS);
+    k = k_begin + static_cast<int>(threadIdx.x) % CHUNKS * VEC<T>;
+    channel = k % s.channels;
+    tx = k / s.channels % max(s.taps_x, 1);
+    ty = k / s.channels / max(s.taps_x, 1);
+  }
+  // The next tile, to at(row, chunk); zero in the padding, past m and past k. WHOLE: chunks lie in one tap and one input; the
+  // copies are asynchronous.
+  template <bool WHOLE, class At>
+  __device__ __forceinline__ void load(const ConvIn<T>& in, const ConvGeometry& s, int first_channel, At&& at) {
+    constexpr int V = VEC<T>;
+    const int first = static_cast<int>(threadIdx.x) / CHUNKS, chunk = static_cast<int>(threadIdx.x) % CHUNKS;
+    if (WHOLE) {
+      const ConvChannel<T> from = conv_channel(in, s, first_channel + channel);
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const int pixel = k < s.k ? conv_pixel(s, rows[i], ty, tx) : -1;
+        const T* src = pixel < 0 ? in.x0 : from.x + static_cast<size_t>(pixel) * from.width;
+        cp_async16(at(first + i * (THREADS / CHUNKS), chunk), src, pixel < 0 ? 0 : 16);
+      }
+      channel += STEP;
+      while (channel >= s.channels) {
+        channel -= s.channels;
+        if (++tx == s.taps_x) tx = 0, ++ty;
+      }
+    } else {
+      float v[N][V];
+#pragma unroll
+      for (int e = 0; e < V; ++e) {
+        const int c = (k + e) % s.channels, tap = (k + e) / s.channels;
+        const ConvChannel<T> from = conv_channel(in, s, first_channel + c);
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+          const int pixel = k + e < s.k ? conv_pixel(s, rows[i], tap / s.taps_x, tap % s.taps_x) : -1;
+          v[i][e] = pixel < 0 ? 0.f : to_f32(from.x[static_cast<size_t>(pixel) * from.width]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < N; ++i) store_vec(at(first + i * (THREADS / CHUNKS), chunk), v[i]);
+    }
+    k += STEP;
+  }
+};
 
 // Whether the rows of the epilogue's operands can be moved in 16-byte chunks.
 template <class T> __device__ __forceinline__ bool conv_whole(const ConvOut<T>& o, const ConvGeometry& s) {

@@ -2,12 +2,15 @@
 //
 //   conv_depthwise_fwd_<dtype>  "="  y = epilogue(conv(x), w); geometry and epilogue as in conv.cuh, of as many groups as
 //                                    channels: n = channels = 1, m outputs of `groups` channels each
+//   conv_depthwise_dw_bwd_<dtype>  "+="  dw[c, tap] += the sum over outputs of dy[output, c] x[its tap, c], dw in f32
 //
-// A block computes 8 outputs of a line by 64 channels: a thread 4 of them of two channels. The weights of the channels lie in
+// Forward, a block computes 8 outputs of a line by 64 channels: a thread 4 of them of two channels. The weights of the channels lie in
 // shared memory, tap by tap.
 //
-// PRECOND: grid (ceil(groups/64), ceil(cols/8), images rows), block 64, grid.y and grid.z <= 65535; dynamic shared memory
-//          64 kernel_taps floats.
+// PRECOND conv_depthwise_fwd: grid (ceil(groups/64), ceil(cols/8), images rows), block 64, grid.y and grid.z <= 65535; dynamic
+//         shared memory 64 kernel_taps floats.
+// PRECOND conv_depthwise_dw_bwd: grid (ceil(groups/32), kernel_taps), block 256. All taps are read in their order.
+#include "columns.cuh"
 #include "conv.cuh"
 
 namespace {
@@ -51,6 +54,22 @@ __device__ __forceinline__ void depthwise(const ConvIn<T>& in, const T* __restri
   }
 }
 
+// dy: [m, groups], dw: [groups, kernel_taps].
+template <class T>
+__device__ __forceinline__ void depthwise_dw(const ConvIn<T>& in, const T* __restrict__ dy, float* __restrict__ dw, const ConvGeometry& s) {
+  dev::grid_begin();
+  const int tap = blockIdx.y, channel = blockIdx.x * 32 + threadIdx.x % 32;
+  const dev::ConvChannel<T> from = dev::conv_channel(in, s, min(channel, s.groups - 1));
+  float sum[1];
+  const bool mine = dev::column_sums(sum, s.m, s.groups, [&](int row, int col, float(&v)[1]) {
+    const int pixel = dev::conv_pixel(s, dev::conv_row(s, row), tap / s.taps_x, tap % s.taps_x);
+    if (pixel < 0) return;
+    const float x = dev::to_f32(from.x[static_cast<size_t>(pixel) * from.width]);
+    v[0] = fmaf(dev::to_f32(dy[static_cast<size_t>(row) * s.groups + col]), x, v[0]);
+  });
+  if (mine) dw[static_cast<size_t>(channel) * s.kernel_taps + tap] += sum[0];
+}
+
 }  // namespace
 
 // x0..x5: as in ConvIn; w: [groups, kernel_taps]; the rest as in ConvOut.
@@ -59,7 +78,12 @@ __device__ __forceinline__ void depthwise(const ConvIn<T>& in, const T* __restri
                                                            const T* x5, const T* w, const T* bias, const T* res, T* y, ConvGeometry s) { \
     depthwise<T>({x0, x1, x2, x3, x4, x5}, w, {bias, res, y}, s);                                                               \
   }                                                                                                                             \
-  KERNEL_EXPORT(conv_depthwise_fwd_##dtype)
+  KERNEL_EXPORT(conv_depthwise_fwd_##dtype)                                                                                     \
+  KERNEL(__launch_bounds__(256) conv_depthwise_dw_bwd_##dtype)(const T* x0, const T* x1, const T* x2, const T* x3, const T* x4, \
+                                                               const T* x5, const T* dy, float* dw, ConvGeometry s) {          \
+    depthwise_dw<T>({x0, x1, x2, x3, x4, x5}, dy, dw, s);                                                                       \
+  }                                                                                                                             \
+  KERNEL_EXPORT(conv_depthwise_dw_bwd_##dtype)
 
 DEPTHWISE_EXPORT(float, f32)
 DEPTHWISE_EXPORT(__half, f16)

@@ -1,4 +1,4 @@
-//! The launches of `kernels/conv.cu` and `kernels/conv_depthwise.cu`.
+//! The launches of `kernels/conv.cu`, `kernels/conv_depthwise.cu` and `kernels/conv_backward.cu`.
 
 use super::taps::{Axis, Phase};
 use super::{Geometry, Operands, Residual};
@@ -15,22 +15,25 @@ spec! {
         m: i32, n: i32, k: i32, groups: i32, channels: i32, height: i32, width: i32, rows: i32, cols: i32, out_height: i32,
         out_width: i32, taps_y: i32, taps_x: i32, stride_y: i32, stride_x: i32, origin_y: i32, origin_x: i32, step_y: i32,
         step_x: i32, place_y: i32, place_x: i32, scale_y: i32, scale_x: i32, first_y: i32, first_x: i32, every_y: i32,
-        every_x: i32, kernel_x: i32, kernel_taps: i32, end0: i32, end1: i32, end2: i32, end3: i32, end4: i32, end5: i32,
+        every_x: i32, kernel_x: i32, kernel_taps: i32, row_len: i32, end0: i32, end1: i32, end2: i32, end3: i32, end4: i32, end5: i32,
         act: i32, residual: i32, bias_stride: i32, splits: i32, k_per_split: i32, whole: i32,
     }
 }
 pub(in crate::ops) const LAYOUT: SpecLayout = ConvGeometry::LAYOUT;
 
 /// Outputs and channels that one block computes.
-#[derive(Clone, Copy)]
-struct Tile {
-    rows: usize,
-    cols: usize,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Outputs.
+    pub rows: usize,
+    /// Channels.
+    pub cols: usize,
+    /// Threads of a block in f16 and bf16.
     threads: u32,
 }
 
-/// The tiles of `conv.cu`: f16 and bf16 have them all, f32 the first.
-const TILES: [Tile; 3] = [
+/// The tiles of `conv.cu`: f16 and bf16 have them all, f32 and inputs of odd channels the first.
+pub const TILES: [Tile; 3] = [
     Tile { rows: 64, cols: 64, threads: 128 },
     Tile { rows: 128, cols: 64, threads: 128 },
     Tile { rows: 128, cols: 128, threads: 256 },
@@ -51,15 +54,33 @@ impl Tile {
     }
 }
 
-/// How a convolution runs.
-#[derive(Clone, Copy)]
-struct Plan {
-    tile: Tile,
+/// How a convolution runs on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What a block computes.
+    pub tile: Tile,
     /// Chunks that k is summed in: the last bits depend on it, and on nothing else here.
-    splits: usize,
+    pub splits: usize,
     k_per_split: usize,
     /// Whether each chunk has blocks of its own.
-    spread: bool,
+    pub spread: bool,
+}
+
+impl Plan {
+    /// k in `splits` chunks or a few less: chunks are multiples of 64.
+    pub fn new(tile: Tile, k: usize, splits: usize, spread: bool) -> Self {
+        let k_per_split = k.div_ceil(splits.max(1)).next_multiple_of(64);
+        let splits = k.div_ceil(k_per_split);
+        Self { tile, splits, k_per_split, spread: spread && splits > 1 }
+    }
+
+    /// What a convolution of `m` outputs and `n` channels needs.
+    pub fn workspace(&self, m: usize, n: usize) -> WorkspaceSize {
+        match self.spread {
+            true => WorkspaceSize { sums: self.splits * m * n, counters: self.tile.blocks(m, n), lines: 0 },
+            false => WorkspaceSize::default(),
+        }
+    }
 }
 
 /// The chunks follow one image's outputs and fill the GPU with them, so that its bits are the same in any batch; the tile follows
@@ -71,13 +92,12 @@ fn plan(cuda: &Cuda, dtype: DType, g: &Geometry, whole: bool) -> Plan {
     let (multiprocessors, groups) = (cuda.multiprocessors(), g.spec.groups);
     let alone = TILES[0].blocks(g.pixels(), n);
     let free = if groups == 1 { (multiprocessors / alone.max(1)).clamp(1, MAX_SPLITS) } else { 1 };
-    let k_per_split = k.div_ceil(free.min((k / MIN_K).max(1))).next_multiple_of(64);
-    let splits = k.div_ceil(k_per_split);
+    let splits = free.min((k / MIN_K).max(1));
     let tiles = if dtype == DType::F32 || !whole { &TILES[..1] } else { &TILES[..] };
     // The largest tile that gives every multiprocessor two blocks and leaves no half of itself empty.
     let fills = |t: &&Tile| t.cols <= n.next_multiple_of(64) && t.blocks(m, n) * groups >= 2 * multiprocessors;
     let tile = *tiles.iter().rev().find(fills).unwrap_or(&TILES[0]);
-    Plan { tile, splits, k_per_split, spread: splits > 1 && tile.blocks(m, n) < multiprocessors }
+    Plan::new(tile, k, splits, tile.blocks(m, n) < multiprocessors)
 }
 
 /// Whether channels come in whole 16-byte blocks: of each input, and of a group.
@@ -86,24 +106,37 @@ fn is_whole(dtype: DType, inputs: impl IntoIterator<Item = usize>, of_group: usi
     of_group.is_multiple_of(block) && inputs.into_iter().all(|channels| channels.is_multiple_of(block))
 }
 
-/// What [`launch`] needs; inputs that are not whole blocks need no more.
+/// What [`launch`] needs, whether the inputs are whole blocks or not.
 pub(super) fn workspace(cuda: &Cuda, dtype: DType, g: &Geometry) -> WorkspaceSize {
+    if g.transposed {
+        return WorkspaceSize::default();
+    }
     let (m, n) = (g.images * g.pixels(), g.n / g.spec.groups);
-    let plans = [false, true].map(|whole| plan(cuda, dtype, g, whole)).into_iter().filter(|plan| plan.spread);
-    let size = |p: Plan| WorkspaceSize { sums: p.splits * m * n, counters: p.tile.blocks(m, n), lines: 0 };
-    plans.map(size).fold(WorkspaceSize::default(), WorkspaceSize::max)
+    [false, true]
+        .map(|whole| plan(cuda, dtype, g, whole).workspace(m, n))
+        .into_iter()
+        .fold(WorkspaceSize::default(), WorkspaceSize::max)
 }
 
-pub(super) fn launch(cuda: &Cuda, g: Geometry, o: &Operands, y: &mut Tensor, workspace: &mut Workspace) -> Result<()> {
+/// By a plan of the caller's, or the one that [`plan`] makes.
+pub(super) fn launch(
+    cuda: &Cuda,
+    g: Geometry,
+    by: Option<Plan>,
+    o: &Operands,
+    y: &mut Tensor,
+    workspace: &mut Workspace,
+) -> Result<()> {
     for phase in g.phases() {
         let spec = geometry(&g, o, &phase)?;
         if spec.m == 0 {
             continue;
         }
         let work = work(&g, o, y, &spec);
-        match g.is_depthwise() {
-            true => depthwise(cuda, &g, o, y, spec, work)?,
-            false => product(cuda, &g, o, y, workspace, spec, work)?,
+        match (g.depthwise, g.transposed) {
+            (true, _) => depthwise(cuda, &g, o, y, spec, work)?,
+            (false, true) => transposed(cuda, &g, o, y, spec, work)?,
+            (false, false) => product(cuda, &g, by, o, y, workspace, spec, work)?,
         }
     }
     Ok(())
@@ -125,9 +158,11 @@ fn outputs(o: &Operands, y: &Tensor) -> Result<[u64; 3]> {
     Ok([o.bias.map_or(Ok(0), |b| b.tensor().address(0))?, residual, y.address(0)?])
 }
 
+#[allow(clippy::too_many_arguments)]
 fn product(
     cuda: &Cuda,
     g: &Geometry,
+    by: Option<Plan>,
     o: &Operands,
     y: &mut Tensor,
     workspace: &mut Workspace,
@@ -136,10 +171,13 @@ fn product(
 ) -> Result<()> {
     let (dtype, groups, n, m) = (y.dtype(), g.spec.groups, g.n / g.spec.groups, g.images * g.pixels());
     let whole = is_whole(dtype, o.x.iter().map(|x| x.last_dim()), g.channels / groups);
-    let plan = plan(cuda, dtype, g, whole);
+    let plan = by.unwrap_or_else(|| plan(cuda, dtype, g, whole));
     let Tile { rows, cols, .. } = plan.tile;
-    let counters = plan.tile.blocks(m, n);
-    if plan.spread && (workspace.sums.len() < plan.splits * m * n || workspace.counters.len() < counters) {
+    if plan.tile != TILES[0] && (dtype == DType::F32 || !whole) || plan.splits > 1 && groups > 1 {
+        return Err(Error::Runtime(format!("convolution: {plan:?} does not fit {:?} in {dtype}", g.spec)));
+    }
+    let need = plan.workspace(m, n);
+    if workspace.sums.len() < need.sums || workspace.counters.len() < need.counters {
         return Err(Error::Runtime("convolution: the workspace is too small".into()));
     }
     let spread = |t: &Tensor| if plan.spread { t.address(0) } else { Ok(0) };
@@ -169,9 +207,78 @@ fn product(
     })
 }
 
+/// The outputs of one phase of a transposed convolution of one input.
+fn transposed(cuda: &Cuda, g: &Geometry, o: &Operands, y: &mut Tensor, spec: ConvGeometry, work: Work) -> Result<()> {
+    let [x] = o.x else {
+        return Err(Error::Runtime(format!(
+            "transposed convolution: {} inputs found, one expected on a GPU",
+            o.x.len()
+        )));
+    };
+    let (dtype, groups) = (y.dtype(), g.spec.groups);
+    let whole = is_whole(dtype, [x.last_dim()], g.channels / groups).into();
+    let [bias, residual, y] = outputs(o, y)?;
+    let rows = to_u32(usize::try_from(spec.m).expect("rows"))?;
+    cuda.launch(&Launch {
+        module: "conv_backward",
+        kernel: format!("conv_dx_fwd_{dtype}"),
+        grid: [to_u32((g.n / groups).div_ceil(64))?, rows.div_ceil(64), to_u32(groups)?],
+        threads: 128,
+        pointers: &[x.address(0)?, o.weight.address(g.first)?, bias, residual, y],
+        spec: bytemuck::bytes_of(&ConvGeometry { whole, ..spec }),
+        work,
+        ..Launch::default()
+    })
+}
+
+/// Of the gradient of a weight: planes, and outputs that each sums over.
+pub(super) fn dw_splits(cuda: &Cuda, g: &Geometry) -> [usize; 2] {
+    const MIN_ROWS: usize = 256;
+    if g.depthwise {
+        return [0; 2];
+    }
+    let (groups, m) = (g.spec.groups, g.images * g.pixels());
+    let blocks = (g.n / groups).div_ceil(64) * g.k().div_ceil(64) * groups;
+    let splits = (2 * cuda.multiprocessors() / blocks.max(1)).min(m / MIN_ROWS).max(1);
+    let each = m.div_ceil(splits);
+    [m.div_ceil(each), each]
+}
+
+/// The gradient of the weight: planes of f32 from `planes` on, to be added up, or of a depthwise one += `dw`.
+pub(super) fn weight_gradient(cuda: &Cuda, g: &Geometry, o: &Operands, dy: &Tensor, dw: u64) -> Result<()> {
+    let phase = &g.phases()[0];
+    let (dtype, groups, [splits, each]) = (dy.dtype(), g.spec.groups, dw_splits(cuda, g));
+    let whole = is_whole(dtype, o.x.iter().map(|x| x.last_dim()), g.channels / groups).into();
+    let spec = geometry(g, o, phase)?;
+    let spec = ConvGeometry { splits: to_i32(splits)?, k_per_split: to_i32(each)?, whole, ..spec };
+    let mut pointers = inputs(o.x)?;
+    pointers.extend([dy.address(0)?, dw]);
+    let work = work(g, o, dy, &spec);
+    let (k, n) = (g.k(), g.n / groups);
+    let launch = match g.depthwise {
+        true => Launch {
+            module: "conv_depthwise",
+            kernel: format!("conv_depthwise_dw_bwd_{dtype}"),
+            grid: [to_u32(g.channels.div_ceil(32))?, to_u32(g.spec.taps())?, 1],
+            threads: 256,
+            ..Launch::default()
+        },
+        false => Launch {
+            module: "conv_backward",
+            kernel: format!("conv_dw_bwd_{dtype}"),
+            grid: [to_u32(k.div_ceil(64))?, to_u32(n.div_ceil(64))?, to_u32(groups * splits)?],
+            threads: 128,
+            ..Launch::default()
+        },
+    };
+    cuda.launch(&Launch { pointers: &pointers, spec: bytemuck::bytes_of(&spec), work, ..launch })
+}
+
 fn depthwise(cuda: &Cuda, g: &Geometry, o: &Operands, y: &mut Tensor, spec: ConvGeometry, work: Work) -> Result<()> {
     let mut pointers = inputs(o.x)?;
-    pointers.push(o.weight.address(0)?);
+    // Channels from the first on of the one input of a gradient.
+    pointers[0] = o.x[0].address(g.first)?;
+    pointers.push(o.weight.address(g.first * g.spec.taps())?);
     pointers.extend(outputs(o, y)?);
     let lines = g.images * usize::try_from(spec.rows).expect("rows");
     cuda.launch(&Launch {
@@ -211,7 +318,7 @@ fn geometry(g: &Geometry, o: &Operands, phase: &Phase) -> Result<ConvGeometry> {
     }
     let [end0, end1, end2, end3, end4, end5] = ends;
     let (taps_y, taps_x, channels) = (down.taps.len(), across.taps.len(), g.channels / groups);
-    let depthwise = g.is_depthwise();
+    let depthwise = g.depthwise;
     // Everything that a kernel multiplies into an index fits 32 bits.
     to_i32(g.images * g.size[0] * g.size[1])?;
     Ok(ConvGeometry {
@@ -244,6 +351,7 @@ fn geometry(g: &Geometry, o: &Operands, phase: &Phase) -> Result<ConvGeometry> {
         every_x,
         kernel_x: to_i32(g.spec.kernel[1])?,
         kernel_taps: to_i32(g.spec.taps())?,
+        row_len: to_i32(g.row_len)?,
         end0,
         end1,
         end2,

@@ -2,5 +2,6 @@
 
 mod attention;
 mod check;
+mod conv;
 mod ops;
 mod torch;
