@@ -1,7 +1,7 @@
 //! Convolutions of images [B, H, W, C] as implicit matrix products: y = after + act(conv(x) + bias + before).
 //!
 //! Weights are [N, kh, kw, C / groups] in every place, so that a row holds what an output reads in the order in which it lies in
-//! memory; [`weight`] makes them out of PyTorch's [N, C / groups, kh, kw], on a CPU in the layout of its products. Convolutions
+//! memory; [`weight()`] makes them out of PyTorch's [N, C / groups, kh, kw], on a CPU in the layout of its products. Convolutions
 //! of as many groups as channels (depthwise) have loops of their own. The input may be several tensors whose channels
 //! follow each other: what a network concatenates is never copied.
 
@@ -58,7 +58,7 @@ pub struct Operands<'a> {
     /// [B, H, W, C_i], up to [`MAX_INPUTS`]: their channels follow each other and are C in all. A transposed convolution on a
     /// GPU reads one.
     pub x: &'a [&'a Tensor],
-    /// From [`weight`], or [N, kh, kw, C / groups] (of a transposed convolution [C, kh, kw, N / groups]).
+    /// From [`weight()`], or [N, kh, kw, C / groups] (of a transposed convolution [C, kh, kw, N / groups]).
     pub weight: &'a Tensor,
     /// N numbers, for all images or for each.
     pub bias: Option<Columns<'a>>,
