@@ -2,246 +2,33 @@
 // and stats with "=". The epilogue, layer norm included, is in linear.cuh.
 //
 // linear_fwd_<dtype>_<BM>x<BN>: a block computes BM rows and BN columns of y. f16, bf16: tensor cores (mma.m16n8k16).
-// f32: FMA, never TF32, 4x4 sums per thread.
-//
-// k is summed in `splits` chunks of k_per_split, each from zero, and the chunk sums are added in their order, whatever M and
-// N and the tile are. With gridDim.z == splits each chunk has a block of its own: it leaves its sums in partial[z], and the
-// block of a tile that arrives last adds them up. With gridDim.z == 1 one block does all chunks: the same bits.
+// f32: FMA, never TF32, 4x4 sums per thread. k is summed in `splits` chunks of k_per_split, in blocks of their own where
+// gridDim.z == splits, in one where gridDim.z == 1 (product.cuh).
 //
 // PRECOND: grid (ceil(n/BN), ceil(m/BM), 1 or splits), grid.y and grid.z <= 65535; block Tile::THREADS; dynamic shared memory
-//          Tile::SHARED bytes (above 48 KiB the host must opt in); splits * k_per_split >= k, (splits - 1) * k_per_split < k;
+//          SHARED<Tile> bytes (above 48 KiB the host must opt in); splits * k_per_split >= k, (splits - 1) * k_per_split < k;
 //          splits > 1: k_per_split % 64 == 0; gridDim.z > 1: partial: [splits, m, n], counters: [grid.y * grid.x], all zero
 //          and left so.
 // Any m, n, k >= 1 and any pointer alignment in the 64x64 tile: rows that are whole 16-byte blocks are copied as such, others
 // by element. The larger tiles want rows of x and w in whole 16-byte blocks.
-#include "async.cuh"
 #include "linear.cuh"
-#include "mma.cuh"
+#include "product.cuh"
 
 namespace {
 
-constexpr int CHUNKS = 4;  // 16-byte chunks in a row of a k-tile: 32 (16-bit) or 16 (f32) values of k
+using dev::Sums;
+using dev::Tile;
 
-// A block's tile [BM, BN] as warps of [WM, WN], with STAGES k-tiles in shared memory; f32: threads of 4x4.
-template <class Type, int ROWS, int COLS, int WARP_ROWS, int WARP_COLS, int DEPTH> struct Tile {
-  using T = Type;
-  static constexpr bool F32 = sizeof(T) == 4;
-  static constexpr bool ANY = ROWS == 64 && COLS == 64;  // takes any k and alignment
-  static constexpr int BM = ROWS, BN = COLS, WM = WARP_ROWS, WN = WARP_COLS, STAGES = DEPTH;
-  static constexpr int THREADS = F32 ? BM * BN / 16 : BM / WM * (BN / WN) * 32;
-  static constexpr int BK = CHUNKS * dev::VEC<T>;
-  static constexpr int RING = STAGES * (BM + BN) * CHUNKS * 16;
-  static constexpr int SHARED = RING + BM * static_cast<int>(sizeof(dev::LinearRow));
-  // Sums pass through shared memory 64 rows at a time; the row stride in floats has no bank conflicts for the way each
-  // type writes them.
-  static constexpr int PASS = 64;
-  static constexpr int STAGED = BN + (F32 ? 16 : 8);
-  static_assert(SHARED == 256 * (BM + BN) + 12 * BM, "the host launches with this size");
-  static_assert(PASS * STAGED * 4 <= RING, "the staged sums fit");
-  static_assert(BM % PASS == 0 && BN % dev::STATS_CHUNK == 0 && PASS % WM == 0, "whole passes and whole chunks of stats");
-};
-
-// Offset (in elements) of a 16-byte chunk in a k-tile. A row is half a line of banks; the exclusive or makes any eight
-// consecutive rows of one chunk, and any two rows whole, fall on different banks.
-template <class T> __device__ __forceinline__ int tile_at(int row, int chunk) {
-  return (row * CHUNKS + (chunk ^ ((row >> 1) & 3))) * dev::VEC<T>;
-}
-// Offset of a staged sum; the exclusive or keeps the two 16-byte reads of an eight-column chunk on different banks.
-template <class Tile> __device__ __forceinline__ int staged_at(int row, int col) {
-  return row * Tile::STAGED + ((((col >> 2) ^ (col >> 5)) << 2) | (col & 3));
-}
-
-// tile[ROWS, BK] = src[row0.., k0..]; zero past `rows` and past k. src: [rows, k].
-// WHOLE: k and src are multiples of 16 bytes; the copy is asynchronous.
-template <class Tile, int ROWS, bool WHOLE, class T>
-__device__ __forceinline__ void load_tile(T* tile, const T* __restrict__ src, int row0, int rows, int k0, int k) {
-#pragma unroll
-  for (int i = 0; i < ROWS * CHUNKS / Tile::THREADS; ++i) {
-    const int c = threadIdx.x + i * Tile::THREADS, r = c / CHUNKS, q = c % CHUNKS, kk = k0 + q * dev::VEC<T>;
-    const T* from = src + static_cast<size_t>(row0 + r) * k + kk;
-    T* to = tile + tile_at<T>(r, q);
-    if (WHOLE) {
-      const bool in = row0 + r < rows && kk < k;
-      dev::cp_async16(to, in ? from : src, in ? 16 : 0);
-    } else {
-      float v[dev::VEC<T>];
-#pragma unroll
-      for (int e = 0; e < dev::VEC<T>; ++e) v[e] = row0 + r < rows && kk + e < k ? dev::to_f32(from[e]) : 0.f;
-      dev::store_vec(to, v);
-    }
-  }
-}
-
-// Sums of one warp of the 16-bit kernels: [WM, WN] as mma tiles of 16x8. Sums of one thread in f32: rows ty + (BM / 4) i,
-// columns tx + (BN / 4) j.
-template <class Tile, bool F32 = Tile::F32> struct Sums {
-  static constexpr int I = Tile::WM / 16, J = Tile::WN / 8;
-  float d[I][J][4];
-  __device__ __forceinline__ void add(const Sums& o) {
-#pragma unroll
-    for (int i = 0; i < I; ++i)
-#pragma unroll
-      for (int j = 0; j < J; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) d[i][j][e] += o.d[i][j][e];
-  }
-  // += xs[BM, BK] . ws[BN, BK]^T
-  template <class T> __device__ __forceinline__ void multiply(const T* xs, const T* ws) {
-    const int lane = threadIdx.x % 32, wm = row0(), wn = col0();
-    uint32_t a[2][I][4], b[2][J / 2][4];
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-#pragma unroll
-      for (int i = 0; i < I; ++i) dev::ldmatrix_x4(a[s][i], xs + tile_at<T>(wm + i * 16 + lane % 16, 2 * s + lane / 16));
-#pragma unroll
-      for (int j = 0; j < J / 2; ++j)
-        dev::ldmatrix_x4(b[s][j], ws + tile_at<T>(wn + j * 16 + lane % 8 + lane / 16 * 8, 2 * s + lane / 8 % 2));
-    }
-#pragma unroll
-    for (int s = 0; s < 2; ++s)
-#pragma unroll
-      for (int i = 0; i < I; ++i)
-#pragma unroll
-        for (int j = 0; j < J; ++j) dev::mma<T>(d[i][j], a[s][i], b[s][j / 2][j % 2 * 2], b[s][j / 2][j % 2 * 2 + 1]);
-  }
-  // staged[PASS, BN] = the block's sums from row `first` on.
-  __device__ __forceinline__ void stage(float* staged, int first) const {
-    const int lane = threadIdx.x % 32, wm = row0() - first, wn = col0();
-    if (wm < 0 || wm >= Tile::PASS) return;
-#pragma unroll
-    for (int i = 0; i < I; ++i)
-#pragma unroll
-      for (int j = 0; j < J; ++j)
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-          *reinterpret_cast<float2*>(staged + staged_at<Tile>(wm + i * 16 + h * 8 + lane / 4, wn + j * 8 + lane % 4 * 2)) =
-              make_float2(d[i][j][h * 2], d[i][j][h * 2 + 1]);
-  }
-  static __device__ __forceinline__ int row0() { return threadIdx.x / 32 / (Tile::BN / Tile::WN) * Tile::WM; }
-  static __device__ __forceinline__ int col0() { return threadIdx.x / 32 % (Tile::BN / Tile::WN) * Tile::WN; }
-};
-template <class Tile> struct Sums<Tile, true> {
-  static constexpr int DX = Tile::BN / 4, DY = Tile::BM / 4;
-  float d[4][4];
-  __device__ __forceinline__ void add(const Sums& o) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) d[i][j] += o.d[i][j];
-  }
-  __device__ __forceinline__ void multiply(const float* xs, const float* ws) {
-    const int tx = threadIdx.x % DX, ty = threadIdx.x / DX;
-#pragma unroll
-    for (int q = 0; q < CHUNKS; ++q) {
-      float a[4][4], b[4][4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        dev::load_vec(xs + tile_at<float>(ty + DY * i, q), a[i]);
-        dev::load_vec(ws + tile_at<float>(tx + DX * i, q), b[i]);
-      }
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) d[i][j] = fmaf(a[i][e], b[j][e], d[i][j]);
-    }
-  }
-  __device__ __forceinline__ void stage(float* staged, int first) const {
-    const int tx = threadIdx.x % DX, ty = threadIdx.x / DX - first;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) staged[staged_at<Tile>(ty + DY * i, tx + DX * j)] = d[i][j];
-  }
-};
-
-// sums = x[row0.., k_begin..k_end) . w[col0.., k_begin..k_end)^T through a ring of STAGES k-tiles, chunk by chunk of k.
-// `meanwhile` runs while the first tiles are on their way; what it leaves in shared memory is there for all afterwards.
-template <class Tile, bool WHOLE, class T, class F>
-__device__ __forceinline__ void multiply(Sums<Tile>& sums, T* ring, const T* __restrict__ x, const T* __restrict__ w,
-                                         const LinearSpec& s, int row0, int col0, int k_begin, int k_end, F&& meanwhile) {
-  constexpr int STAGE = (Tile::BM + Tile::BN) * Tile::BK, STAGES = Tile::STAGES;
-  const int tiles = (k_end - k_begin + Tile::BK - 1) / Tile::BK, tiles_per_chunk = s.k_per_split / Tile::BK;
-  auto load = [&](int t) {
-    T* stage = ring + t % STAGES * STAGE;
-    load_tile<Tile, Tile::BM, WHOLE>(stage, x, row0, s.m, k_begin + t * Tile::BK, s.k);
-    load_tile<Tile, Tile::BN, WHOLE>(stage + Tile::BM * Tile::BK, w, col0, s.n, k_begin + t * Tile::BK, s.k);
-  };
-#pragma unroll
-  for (int t = 0; t < STAGES - 1; ++t) {
-    if (t < tiles) load(t);
-    dev::cp_async_commit();
-  }
-  meanwhile();
-  Sums<Tile> chunk = {};
-  for (int t = 0, left = tiles_per_chunk; t < tiles; ++t) {
-    dev::cp_async_wait<STAGES - 2>();
-    __syncthreads();  // tile t is in for all; all have read tile t - 1, whose place the next load takes
-    if (t + STAGES - 1 < tiles) load(t + STAGES - 1);
-    dev::cp_async_commit();
-    const T* stage = ring + t % STAGES * STAGE;
-    chunk.multiply(stage, stage + Tile::BM * Tile::BK);
-    if (--left == 0) {
-      sums.add(chunk);
-      chunk = {};
-      left = tiles_per_chunk;
-    }
-  }
-  sums.add(chunk);
-}
-
-// Waits for the other chunks' blocks of this tile: true in the block that arrived last, for which partial is complete.
-__device__ __forceinline__ bool last_of_tile(unsigned* counters, int splits) {
-  __shared__ unsigned before;
-  unsigned* counter = counters + blockIdx.y * gridDim.x + blockIdx.x;
-  __threadfence();  // this thread's part of partial, before the count
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    before = atomicAdd(counter, 1u);
-    if (before + 1 == static_cast<unsigned>(splits)) *counter = 0;  // for the next launch
-  }
-  __syncthreads();
-  __threadfence();  // the others' parts, after the count
-  return before + 1 == static_cast<unsigned>(splits);
-}
-
-// v[0..VEC) = from[0..count)
-template <int V> __device__ __forceinline__ void load_sums(const float* from, bool whole, int count, float (&v)[V]) {
-  if (whole) {
-#pragma unroll
-    for (int e = 0; e < V; e += 4) {
-      const float4 u = *reinterpret_cast<const float4*>(from + e);
-      v[e] = u.x;
-      v[e + 1] = u.y;
-      v[e + 2] = u.z;
-      v[e + 3] = u.w;
-    }
-  } else {
-#pragma unroll
-    for (int e = 0; e < V; ++e) v[e] = e < count ? from[e] : 0.f;
-  }
-}
-
-// to[0..count) = v[0..VEC)
-template <int V> __device__ __forceinline__ void store_sums(float* to, bool whole, int count, const float (&v)[V]) {
-  if (whole) {
-#pragma unroll
-    for (int e = 0; e < V; e += 4) *reinterpret_cast<float4*>(to + e) = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
-  } else {
-#pragma unroll
-    for (int e = 0; e < V; ++e)
-      if (e < count) to[e] = v[e];
-  }
-}
+template <class Tile> constexpr int SHARED = Tile::RING + Tile::BM * static_cast<int>(sizeof(dev::LinearRow));
 
 // x: [m, k], w: [n, k], partial: [splits, m, n] f32.
 template <class Tile, class T>
 __device__ __forceinline__ void linear(const T* __restrict__ x, const T* __restrict__ w, const LinearOut<T>& o, float* partial,
                                        unsigned* counters, const LinearSpec& s) {
+  static_assert(SHARED<Tile> == 256 * (Tile::BM + Tile::BN) + 12 * Tile::BM, "the host launches with this size");
   dev::grid_begin();
   DYN_SHARED(unsigned char, smem);
-  constexpr int V = dev::VEC<T>, PER_ROW = Tile::BN / V, STEPS = Tile::PASS * PER_ROW / Tile::THREADS;
+  constexpr int V = dev::VEC<T>;
   const int row0 = blockIdx.y * Tile::BM, col0 = blockIdx.x * Tile::BN;
   const bool spread = gridDim.z > 1;
   const int k_begin = blockIdx.z * s.k_per_split, k_end = spread ? min(s.k, k_begin + s.k_per_split) : s.k;
@@ -252,55 +39,20 @@ __device__ __forceinline__ void linear(const T* __restrict__ x, const T* __restr
       known[r] = row0 + r < s.m ? dev::linear_row(o, s, row0 + r) : dev::LinearRow{};
   };
   Sums<Tile> sums = {};
+  const int tiles = (k_end - k_begin + Tile::BK - 1) / Tile::BK, per_chunk = s.k_per_split / Tile::BK;
   if (!Tile::ANY || (s.k % V == 0 && dev::aligned16(x, w)))
-    multiply<Tile, true>(sums, ring, x, w, s, row0, col0, k_begin, k_end, know);
+    dev::sum_chunks<Tile>(sums, ring, tiles, per_chunk, [&](T* xs, T* ws, int t) {
+      dev::load_tile<Tile, Tile::BM, true>(xs, x, row0, s.m, k_begin + t * Tile::BK, s.k);
+      dev::load_tile<Tile, Tile::BN, true>(ws, w, col0, s.n, k_begin + t * Tile::BK, s.k);
+    }, know);
   else
-    multiply<Tile, false>(sums, ring, x, w, s, row0, col0, k_begin, k_end, know);
-
-  float* staged = reinterpret_cast<float*>(smem);
-  const bool whole = dev::linear_whole(o, s), whole_sums = s.n % V == 0 && dev::aligned16(partial);
-#pragma unroll
-  for (int first = 0; first < Tile::BM; first += Tile::PASS) {
-    __syncthreads();  // the k-tiles, or the sums of the pass before, have been read
-    sums.stage(staged, first);
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < STEPS; ++i) {
-      const int c = threadIdx.x + i * Tile::THREADS, r = c / PER_ROW, q = c % PER_ROW * V, row = row0 + first + r, col = col0 + q;
-      float v[V];
-#pragma unroll
-      for (int e = 0; e < V; e += 4) {
-        const float4 u = *reinterpret_cast<const float4*>(staged + staged_at<Tile>(r, q + e));
-        v[e] = u.x;
-        v[e + 1] = u.y;
-        v[e + 2] = u.z;
-        v[e + 3] = u.w;
-      }
-      if (!spread) {
-        dev::linear_finish(v, o, s, known[first + r], row, col, whole);
-      } else if (row < s.m && col < s.n) {
-        float* to = partial + (static_cast<size_t>(blockIdx.z) * s.m + row) * s.n + col;
-        store_sums(to, whole_sums, s.n - col, v);
-      }
-    }
-  }
-  if (!spread || !last_of_tile(counters, s.splits)) return;
-  const size_t plane = static_cast<size_t>(s.m) * s.n;
-#pragma unroll 1
-  for (int c = threadIdx.x; c < Tile::BM * PER_ROW; c += Tile::THREADS) {
-    const int r = c / PER_ROW, row = row0 + r, col = col0 + c % PER_ROW * V;
-    float v[V] = {};
-    if (row < s.m && col < s.n) {
-      const float* from = partial + static_cast<size_t>(row) * s.n + col;
-      for (int z = 0; z < s.splits; ++z, from += plane) {
-        float u[V];
-        load_sums(from, whole_sums, s.n - col, u);
-#pragma unroll
-        for (int e = 0; e < V; ++e) v[e] += u[e];
-      }
-    }
-    dev::linear_finish(v, o, s, known[r], row, col, whole);
-  }
+    dev::sum_chunks<Tile>(sums, ring, tiles, per_chunk, [&](T* xs, T* ws, int t) {
+      dev::load_tile<Tile, Tile::BM, false>(xs, x, row0, s.m, k_begin + t * Tile::BK, s.k);
+      dev::load_tile<Tile, Tile::BN, false>(ws, w, col0, s.n, k_begin + t * Tile::BK, s.k);
+    }, know);
+  const bool whole = dev::linear_whole(o, s);
+  dev::hand_over<Tile>(sums, reinterpret_cast<float*>(smem), s.m, s.n, row0, col0, spread, s.splits, partial, counters,
+                       [&](float(&v)[V], int r, int row, int col) { dev::linear_finish(v, o, s, known[r], row, col, whole); });
 }
 
 }  // namespace

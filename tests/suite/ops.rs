@@ -1,7 +1,7 @@
 //! Every operation against a plain f64 loop written here, on every device, in every type, schedule and mode.
 
 mod attention_unfused;
-mod conv;
+pub mod conv;
 mod diffusion;
 
 use arclet::device::Device;

@@ -47,7 +47,7 @@ constexpr int warpSize = 32;
 // The dynamic shared memory of the block as an array of T, 1024-byte aligned.
 #define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(::emu::self()->dyn_smem)
 
-// SPEC_LAYOUT(Struct, field...) exports name, size and field offsets as `emu_spec_<Struct>` (at most 24 fields).
+// SPEC_LAYOUT(Struct, field...) exports name, size and field offsets as `emu_spec_<Struct>` (at most 48 fields).
 #if EMU_CHECKED
 #define SPEC_LAYOUT(S, ...)
 #else
@@ -76,9 +76,36 @@ constexpr int warpSize = 32;
 #define EMU_F22(S, a, ...) EMU_FIELD(S, a), EMU_F21(S, __VA_ARGS__)
 #define EMU_F23(S, a, ...) EMU_FIELD(S, a), EMU_F22(S, __VA_ARGS__)
 #define EMU_F24(S, a, ...) EMU_FIELD(S, a), EMU_F23(S, __VA_ARGS__)
-#define EMU_COUNT_(a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, a21, a22, a23, a24, n, ...) n
+#define EMU_F25(S, a, ...) EMU_FIELD(S, a), EMU_F24(S, __VA_ARGS__)
+#define EMU_F26(S, a, ...) EMU_FIELD(S, a), EMU_F25(S, __VA_ARGS__)
+#define EMU_F27(S, a, ...) EMU_FIELD(S, a), EMU_F26(S, __VA_ARGS__)
+#define EMU_F28(S, a, ...) EMU_FIELD(S, a), EMU_F27(S, __VA_ARGS__)
+#define EMU_F29(S, a, ...) EMU_FIELD(S, a), EMU_F28(S, __VA_ARGS__)
+#define EMU_F30(S, a, ...) EMU_FIELD(S, a), EMU_F29(S, __VA_ARGS__)
+#define EMU_F31(S, a, ...) EMU_FIELD(S, a), EMU_F30(S, __VA_ARGS__)
+#define EMU_F32(S, a, ...) EMU_FIELD(S, a), EMU_F31(S, __VA_ARGS__)
+#define EMU_F33(S, a, ...) EMU_FIELD(S, a), EMU_F32(S, __VA_ARGS__)
+#define EMU_F34(S, a, ...) EMU_FIELD(S, a), EMU_F33(S, __VA_ARGS__)
+#define EMU_F35(S, a, ...) EMU_FIELD(S, a), EMU_F34(S, __VA_ARGS__)
+#define EMU_F36(S, a, ...) EMU_FIELD(S, a), EMU_F35(S, __VA_ARGS__)
+#define EMU_F37(S, a, ...) EMU_FIELD(S, a), EMU_F36(S, __VA_ARGS__)
+#define EMU_F38(S, a, ...) EMU_FIELD(S, a), EMU_F37(S, __VA_ARGS__)
+#define EMU_F39(S, a, ...) EMU_FIELD(S, a), EMU_F38(S, __VA_ARGS__)
+#define EMU_F40(S, a, ...) EMU_FIELD(S, a), EMU_F39(S, __VA_ARGS__)
+#define EMU_F41(S, a, ...) EMU_FIELD(S, a), EMU_F40(S, __VA_ARGS__)
+#define EMU_F42(S, a, ...) EMU_FIELD(S, a), EMU_F41(S, __VA_ARGS__)
+#define EMU_F43(S, a, ...) EMU_FIELD(S, a), EMU_F42(S, __VA_ARGS__)
+#define EMU_F44(S, a, ...) EMU_FIELD(S, a), EMU_F43(S, __VA_ARGS__)
+#define EMU_F45(S, a, ...) EMU_FIELD(S, a), EMU_F44(S, __VA_ARGS__)
+#define EMU_F46(S, a, ...) EMU_FIELD(S, a), EMU_F45(S, __VA_ARGS__)
+#define EMU_F47(S, a, ...) EMU_FIELD(S, a), EMU_F46(S, __VA_ARGS__)
+#define EMU_F48(S, a, ...) EMU_FIELD(S, a), EMU_F47(S, __VA_ARGS__)
+#define EMU_COUNT_(a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19, a20, \
+  a21, a22, a23, a24, a25, a26, a27, a28, a29, a30, a31, a32, a33, a34, a35, a36, a37, a38, a39, a40, a41, a42, \
+  a43, a44, a45, a46, a47, a48, n, ...) n
 #define EMU_COUNT(...) \
-  EMU_COUNT_(__VA_ARGS__, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
+  EMU_COUNT_(__VA_ARGS__, 48, 47, 46, 45, 44, 43, 42, 41, 40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 30, 29, 28, \
+  27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
 #define SPEC_LAYOUT(S, ...)                                                                                               \
   static const EmuSpecField emu_fields_##S[] = {EMU_CAT(EMU_F, EMU_COUNT(__VA_ARGS__))(S, __VA_ARGS__)};                   \
   extern "C" __attribute__((weak, visibility("default"))) const EmuSpec emu_spec_##S;                                      \

@@ -10,7 +10,7 @@ pub mod embed;
 pub mod layernorm;
 pub mod linear;
 pub mod patch;
-mod product;
+pub(super) mod product;
 pub mod sums;
 
 /// Layouts of the spec structs.

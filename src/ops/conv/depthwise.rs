@@ -148,7 +148,7 @@ fn strip<T: Real, const W: usize, const P: usize, const CHECKED: bool>(
             }
             let tap = row.index * d.kernel_columns + column.index;
             let weight: &[T; W] = d.weight[tap * d.channels + channel..][..W].try_into().expect("W weights");
-            let values = &source.values[(line + x as usize) * source.channels + from..];
+            let values = &source.values[(line + x as usize) * source.channels + source.first + from..];
             for (p, acc) in acc.iter_mut().enumerate() {
                 let values: &[T; W] =
                     values[p * columns.stride * source.channels..][..W].try_into().expect("W channels");

@@ -1,13 +1,15 @@
 //! Convolutions of images [B, H, W, C] as implicit matrix products: y = after + act(conv(x) + bias + before).
 //!
 //! Weights are [N, kh, kw, C / groups] in every place, so that a row holds what an output reads in the order in which it lies in
-//! memory; [`weight`] makes them out of PyTorch's [N, C / groups, kh, kw], on a CPU in the layout of its products. Convolutions
+//! memory; [`weight()`] makes them out of PyTorch's [N, C / groups, kh, kw], on a CPU in the layout of its products. Convolutions
 //! of as many groups as channels (depthwise) have loops of their own. The input may be several tensors whose channels
 //! follow each other: what a network concatenates is never copied.
 
+pub mod backward;
 mod cpu;
 mod depthwise;
 mod epilogue;
+mod gpu;
 mod patches;
 mod spec;
 mod taps;
@@ -29,6 +31,8 @@ use epilogue::Epilogue;
 use patches::{Patches, sources};
 use taps::Phase;
 
+pub(super) use gpu::LAYOUT;
+pub use gpu::{Plan, TILES, Tile};
 pub use spec::ConvSpec;
 pub use weight::{channels_last, transposed_weight, weight};
 
@@ -51,9 +55,10 @@ pub enum Residual<'a> {
 pub struct Operands<'a> {
     /// Geometry.
     pub spec: ConvSpec,
-    /// [B, H, W, C_i], up to [`MAX_INPUTS`]: their channels follow each other and are C in all.
+    /// [B, H, W, C_i], up to [`MAX_INPUTS`]: their channels follow each other and are C in all. A transposed convolution on a
+    /// GPU reads one.
     pub x: &'a [&'a Tensor],
-    /// From [`weight`], or [N, kh, kw, C / groups] (of a transposed convolution [C, kh, kw, N / groups]).
+    /// From [`weight()`], or [N, kh, kw, C / groups] (of a transposed convolution [C, kh, kw, N / groups]).
     pub weight: &'a Tensor,
     /// N numbers, for all images or for each.
     pub bias: Option<Columns<'a>>,
@@ -82,15 +87,28 @@ struct Geometry {
     output: [usize; 2],
     n: usize,
     transposed: bool,
+    /// Each channel by itself.
+    depthwise: bool,
+    /// Of a transposed convolution: the first of the columns of a tap of the weight that are used, and how many there are; of a
+    /// depthwise one the first of the channels.
+    first: usize,
+    row_len: usize,
 }
 
 impl Geometry {
-    fn pixels(&self) -> usize {
-        self.output[0] * self.output[1]
+    fn new(
+        spec: ConvSpec,
+        [images, channels, n]: [usize; 3],
+        size: [usize; 2],
+        output: [usize; 2],
+        transposed: bool,
+    ) -> Self {
+        let (depthwise, row_len) = (spec.is_depthwise(channels, n), n / spec.groups.max(1));
+        Self { spec, images, size, channels, output, n, transposed, depthwise, first: 0, row_len }
     }
 
-    fn is_depthwise(&self) -> bool {
-        self.spec.is_depthwise(self.channels, self.n)
+    fn pixels(&self) -> usize {
+        self.output[0] * self.output[1]
     }
 
     fn phases(&self) -> Vec<Phase> {
@@ -112,6 +130,22 @@ pub fn conv2d(device: &Device, operands: Operands, y: &mut Tensor, workspace: &m
     run(device, check(&operands, y, false)?, &operands, y, workspace)
 }
 
+/// The same on a GPU by a plan of the caller's, to compare plans; of anything but a depthwise convolution.
+///
+/// # Errors
+/// As of [`conv2d`], and [`Error::Runtime`] on the CPU or for a plan that does not fit.
+pub fn conv2d_by(
+    device: &Device,
+    plan: Plan,
+    operands: Operands,
+    y: &mut Tensor,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let geometry = check(&operands, y, false)?;
+    let Device::Cuda(cuda) = device else { return Err(crate::device::wrong_place()) };
+    gpu::launch(cuda, geometry, Some(plan), &operands, y, workspace)
+}
+
 /// The transposed convolution (PyTorch's `ConvTranspose2d`): y [B, OH, OW, N] = after + act(convT(x) + bias + before), the
 /// weight from [`transposed_weight`]. OH and OW are those of [`ConvSpec::transposed_output`] with any `extra`.
 ///
@@ -121,30 +155,30 @@ pub fn conv_transpose2d(device: &Device, operands: Operands, y: &mut Tensor, wor
     run(device, check(&operands, y, true)?, &operands, y, workspace)
 }
 
-/// What [`conv2d`] needs for x [images, .., channels] and y [images, output.., n] in `dtype`.
+/// What [`conv2d`] needs for x [images, .., channels] and y [images, output.., n] in `dtype`; `sizes` are [images, channels, n].
 pub fn workspace_size(
     device: &Device,
     dtype: DType,
     spec: ConvSpec,
-    [images, channels, n]: [usize; 3],
+    sizes: [usize; 3],
     output: [usize; 2],
 ) -> WorkspaceSize {
-    size_of(device, dtype, &Geometry { spec, images, size: [0; 2], channels, output, n, transposed: false })
+    size_of(device, dtype, &Geometry::new(spec, sizes, [0; 2], output, false))
 }
 
-/// What [`conv_transpose2d`] needs.
+/// What [`conv_transpose2d`] needs, likewise.
 pub fn transposed_workspace_size(
     device: &Device,
     dtype: DType,
     spec: ConvSpec,
-    [images, channels, n]: [usize; 3],
+    sizes: [usize; 3],
     output: [usize; 2],
 ) -> WorkspaceSize {
-    size_of(device, dtype, &Geometry { spec, images, size: [0; 2], channels, output, n, transposed: true })
+    size_of(device, dtype, &Geometry::new(spec, sizes, [0; 2], output, true))
 }
 
 fn size_of(device: &Device, dtype: DType, g: &Geometry) -> WorkspaceSize {
-    if g.is_depthwise() {
+    if g.depthwise {
         return WorkspaceSize::default();
     }
     match device {
@@ -159,7 +193,7 @@ fn size_of(device: &Device, dtype: DType, g: &Geometry) -> WorkspaceSize {
                 WorkspaceSize { sums, ..WorkspaceSize::default() }
             }
         },
-        Device::Cuda(_) => WorkspaceSize::default(),
+        Device::Cuda(cuda) => gpu::workspace(cuda, dtype, g),
     }
 }
 
@@ -179,7 +213,7 @@ fn check(operands: &Operands, y: &Tensor, transposed: bool) -> Result<Geometry> 
     }
     let channels: usize = x.iter().map(|x| x.last_dim()).sum();
     let (size, output) = ([height, width], [out_height, out_width]);
-    let g = Geometry { spec, images, size, channels, output, n, transposed };
+    let g = Geometry::new(spec, [images, channels, n], size, output, transposed);
     let expected = match transposed {
         false => spec.output(size)?,
         true => {
@@ -224,15 +258,18 @@ fn run(device: &Device, g: Geometry, operands: &Operands, y: &mut Tensor, worksp
             }
             Ok(())
         }
-        Device::Cuda(_) => Err(crate::device::wrong_place()),
+        Device::Cuda(cuda) => gpu::launch(cuda, g, None, operands, y, workspace),
     }
 }
 
 fn on_cpu<T: Real>(cpu: &Cpu, g: Geometry, o: &Operands, y: &mut Tensor, workspace: &mut Workspace) -> Result<()> {
-    if g.is_depthwise() {
+    if g.depthwise {
         let epilogue = Epilogue::<T>::new([g.pixels(), g.n], o.bias, o.act, o.residual)?;
-        let weight = depthwise::by_taps(o.weight.host::<T>()?, g.channels);
-        let d = Depthwise { sources: sources(&tensors(o.x)?, 0..g.channels), weight, ..Depthwise::of(&g) };
+        let taps = g.spec.taps();
+        let weight = &o.weight.host::<T>()?[g.first * taps..][..g.channels * taps];
+        let weight = depthwise::by_taps(weight, g.channels);
+        let sources = sources(&tensors(o.x)?, g.first..g.first + g.channels);
+        let d = Depthwise { sources, weight, ..Depthwise::of(&g) };
         d.run(y.host_mut()?, |row, first, v, y| epilogue.finish(row, first, v, y));
         return Ok(());
     }
@@ -310,8 +347,9 @@ fn matrices<'a, T: Real>(g: &Geometry, weight: &'a [T]) -> Vec<Vec<Cow<'a, [T]>>
         let index = |y: usize, x: usize| down.taps[y].index * g.spec.kernel[1] + across.taps[x].index;
         let indices = (0..down.taps.len()).flat_map(|y| (0..across.taps.len()).map(move |x| (y, x)));
         let indices: Vec<usize> = indices.map(|(y, x)| index(y, x)).collect();
-        let column = |n_at: usize, tap: usize| rows.chunks_exact(taps * n).map(move |row| row[tap * n + n_at]);
-        Cow::Owned((0..n).flat_map(|at| indices.iter().flat_map(move |&tap| column(at, tap))).collect())
+        let row_len = g.row_len;
+        let column = |at: usize, tap: usize| rows.chunks_exact(taps * row_len).map(move |row| row[tap * row_len + at]);
+        Cow::Owned((g.first..g.first + n).flat_map(|at| indices.iter().flat_map(move |&tap| column(at, tap))).collect())
     };
     groups.map(|rows| phases.iter().map(|phase| of_phase(rows, phase)).collect()).collect()
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod check;
+mod conv;
 mod image_goldens;
 mod image_ops;
 mod layers;

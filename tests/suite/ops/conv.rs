@@ -6,15 +6,15 @@ use arclet::device::level::Level;
 use arclet::io::Checkpoint;
 use arclet::ops::Columns;
 use arclet::ops::conv::{
-    ConvSpec, Operands, Residual, conv_transpose2d, conv2d, transposed_weight, transposed_workspace_size, weight,
-    workspace_size,
+    ConvSpec, Operands, Plan, Residual, TILES, conv_transpose2d, conv2d, conv2d_by, transposed_weight,
+    transposed_workspace_size, weight, workspace_size,
 };
 use arclet::ops::linear::{Activation, Workspace};
 use arclet::tensor::{DType, Tensor};
 
 use super::{gelu, silu, tensor, values};
-use crate::common::{cpu, data};
-use crate::engines::check_on_cpu;
+use crate::common::{cpu, data, relative_error};
+use crate::engines::{check, cuda, every_mode};
 
 /// A convolution that PyTorch has computed.
 pub struct Golden {
@@ -73,7 +73,7 @@ fn convolutions_are_pytorchs() {
         let (spec, shape) = (golden.spec, golden.shape("weight").try_into().unwrap());
         let ((x_shape, x), (y_shape, y)) = (golden.images("x"), golden.images("y"));
         let (w, bias) = (golden.values("weight"), golden.values("bias"));
-        check_on_cpu(&format!("convolution {}", golden.name), &super::f64s(&y), &|device: &Device, dtype| {
+        check(&format!("convolution {}", golden.name), &super::f64s(&y), |device, dtype| {
             let w = weight(device, dtype, spec, shape, &w).unwrap();
             let (x, bias) = (tensor(device, dtype, &x_shape, &x), tensor(device, dtype, &[shape[0]], &bias));
             let mut y = Tensor::zeros(device, dtype, &y_shape).unwrap();
@@ -92,22 +92,18 @@ fn transposed_convolutions_are_pytorchs() {
         let (spec, shape) = (golden.spec, golden.shape("weight").try_into().unwrap());
         let ((x_shape, x), (y_shape, y)) = (golden.images("x"), golden.images("y"));
         let (w, bias) = (golden.values("weight"), golden.values("bias"));
-        check_on_cpu(
-            &format!("transposed convolution {}", golden.name),
-            &super::f64s(&y),
-            &|device: &Device, dtype| {
-                let w = transposed_weight(device, dtype, spec, shape, &w).unwrap();
-                let (x, bias) = (tensor(device, dtype, &x_shape, &x), tensor(device, dtype, &[y_shape[3]], &bias));
-                let mut y = Tensor::zeros(device, dtype, &y_shape).unwrap();
-                let sizes = [y_shape[0], x_shape[3], y_shape[3]];
-                let size = transposed_workspace_size(device, dtype, spec, sizes, [y_shape[1], y_shape[2]]);
-                let mut space = Workspace::new(device, dtype, size).unwrap();
-                let (x, bias) = ([&x], Some(Columns::Shared(&bias)));
-                let operands = Operands { bias, ..Operands::new(spec, &x, &w) };
-                device.run(|| conv_transpose2d(device, operands, &mut y, &mut space)).unwrap();
-                y.to_f32(device).unwrap()
-            },
-        );
+        check(&format!("transposed convolution {}", golden.name), &super::f64s(&y), |device, dtype| {
+            let w = transposed_weight(device, dtype, spec, shape, &w).unwrap();
+            let (x, bias) = (tensor(device, dtype, &x_shape, &x), tensor(device, dtype, &[y_shape[3]], &bias));
+            let mut y = Tensor::zeros(device, dtype, &y_shape).unwrap();
+            let sizes = [y_shape[0], x_shape[3], y_shape[3]];
+            let size = transposed_workspace_size(device, dtype, spec, sizes, [y_shape[1], y_shape[2]]);
+            let mut space = Workspace::new(device, dtype, size).unwrap();
+            let (x, bias) = ([&x], Some(Columns::Shared(&bias)));
+            let operands = Operands { bias, ..Operands::new(spec, &x, &w) };
+            device.run(|| conv_transpose2d(device, operands, &mut y, &mut space)).unwrap();
+            y.to_f32(device).unwrap()
+        });
     }
 }
 
@@ -226,7 +222,7 @@ impl Fused {
             "convolution {} of {:?} x {:?} to {}, {:?}, {:?} {}",
             self.images, self.size, self.channels, self.n, self.spec, self.act, self.residual
         );
-        check_on_cpu(&what, &self.want(), &|device: &Device, dtype| self.run(device, dtype));
+        check(&what, &self.want(), |device, dtype| self.run(device, dtype));
     }
 }
 
@@ -298,6 +294,10 @@ fn bits_depend_on_neither_threads_nor_batch() {
                 assert!(want[..alone.len()] == alone, "{} {dtype}: the batch changes an image", level.name());
             }
         }
+        for dtype in [DType::F32, DType::F16] {
+            let (all, alone) = (bits(case.run(&cuda(), dtype)), bits(alone.run(&cuda(), dtype)));
+            assert!(all[..alone.len()] == alone, "cuda {dtype}: the batch changes an image");
+        }
     }
 }
 
@@ -322,4 +322,47 @@ fn convolutions_that_do_not_fit_are_refused() {
     refused(ConvSpec::new(7), &[&x], &w, &[1, 4, 4, 6], "smaller than the kernel");
     let error = weight(device, DType::F32, spec, [6, 8, 3, 3], &[0.0; 5]).err().expect("an error").to_string();
     assert!(error.contains("do not fit"), "{error}");
+}
+
+/// Every tile there is, with chunks of k spread over blocks and in one block: the bits are those of the smallest tile.
+#[test]
+fn tiles_and_plans_agree_in_every_bit() {
+    let device = &cuda();
+    let case = Fused { images: 3, size: [7, 9], channels: &[24, 16], n: 136, ..PLAIN };
+    let (k, m, want) = (40 * 9, 3 * 63, case.want());
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let tiles = if dtype == DType::F32 { &TILES[..1] } else { &TILES };
+        for splits in [1, 3] {
+            let mut first: Option<Vec<f32>> = None;
+            for (&tile, spread) in tiles.iter().flat_map(|t| [(t, false), (t, true)]).filter(|(_, s)| !s || splits > 1)
+            {
+                let plan = Plan::new(tile, k, splits, spread);
+                let what = format!("convolution in {dtype} by {plan:?}");
+                let got = every_mode(&what, || {
+                    let t = |shape: &[usize], v: &[f32]| tensor(device, dtype, shape, v);
+                    let inputs = case.x();
+                    let (a, b) = (t(&[3, 7, 9, 24], &inputs[0]), t(&[3, 7, 9, 16], &inputs[1]));
+                    let (shape, values) = case.weight();
+                    let w = weight(device, dtype, case.spec, shape, &values).unwrap();
+                    let bias = t(&[136], &case.bias()[..136]);
+                    let (x, bias) = ([&a, &b], Some(Columns::Shared(&bias)));
+                    let mut y = Tensor::zeros(device, dtype, &[3, 7, 9, 136]).unwrap();
+                    let mut space = Workspace::new(device, dtype, plan.workspace(m, 136)).unwrap();
+                    // Twice, so that the second launch finds the counters as the first one left them.
+                    for _ in 0..2 {
+                        let operands = Operands { bias, ..Operands::new(case.spec, &x, &w) };
+                        conv2d_by(device, plan, operands, &mut y, &mut space).unwrap();
+                    }
+                    y.to_f32(device).unwrap()
+                });
+                let wanted: Vec<f32> = want.iter().map(|&v| v as f32).collect();
+                let error = relative_error(&got, &wanted);
+                assert!(error < if dtype == DType::BF16 { 2e-2 } else { 3e-3 }, "{what}: relative error {error:.2e}");
+                match &first {
+                    Some(first) => assert!(first == &got, "{what}: other bits than in the smallest tile"),
+                    None => first = Some(got),
+                }
+            }
+        }
+    }
 }
