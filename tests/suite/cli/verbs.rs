@@ -14,7 +14,7 @@ fn inspect_names_each_architecture() {
     for (model, architecture, samples) in [
         ("a1_flow_vit", "flow_vit", true),
         ("a2_timm_vit", "vit", false),
-        ("a3_dit", "dit", false),
+        ("a3_dit", "dit", true),
         ("a3_nanodit", "dit", true),
     ] {
         let path = golden_weights(model);
