@@ -24,6 +24,7 @@ use crate::train::folder::RunFolder;
 use crate::train::learner::{Learner, LearnerOptions};
 use crate::train::metrics::{Losses, Metrics, Record};
 use crate::train::optimizer::{EmaRule, LossScale, StepInputs, step_values};
+use crate::train::parameters::ParameterRows;
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::watch::{sample_grid, validation_loss};
 
@@ -63,6 +64,8 @@ pub struct Trainer {
     learner: Learner,
     loader: Loader,
     rule: ExampleRule,
+    /// Of the images to train on and to validate on.
+    parameters: [Option<ParameterRows>; 2],
     rates: Schedule,
     average: EmaRule,
     state: State,
@@ -140,6 +143,9 @@ impl Trainer {
             },
             stop: plan.stop,
         };
+        let rows = |set: &DataSet, dropout: f64| ParameterRows::of(set, &plan.model.parameters, dropout);
+        let held_out = plan.validation.as_deref().map_or(Ok(None), |set| rows(set, 0.0))?;
+        let parameters = [rows(&plan.data, config.conditions.dropout)?, held_out];
         let mut learner = Learner::new(&plan.model, &plan.device, options, read)?;
         let seed = config.run.seed;
         let mut loader = Loader::new(plan.data.clone(), config.data.batch_size, seed, config.data.threads)?;
@@ -188,10 +194,20 @@ impl Trainer {
             Decay::Cosine => Shape::Cosine,
         };
         let rates = Schedule { warmup: optimizer.warmup_steps, shape, floor: optimizer.min_lr_ratio };
-        let average = EmaRule::Capped { decay: optimizer.ema_decay };
-        let since = Instant::now();
-        let mut trainer =
-            Self { folder, metrics, learner, loader, rule, rates, average, saved: state.step, state, since, plan };
+        let mut trainer = Self {
+            folder,
+            metrics,
+            learner,
+            loader,
+            rule,
+            parameters,
+            rates,
+            average: EmaRule::Capped { decay: optimizer.ema_decay },
+            saved: state.step,
+            state,
+            since: Instant::now(),
+            plan,
+        };
         trainer.fit(None)?;
         Ok((trainer, warnings))
     }
@@ -349,7 +365,8 @@ impl Trainer {
         for _ in 0..accumulate {
             let first = self.loader.state().position;
             let images = self.loader.next().ok_or_else(|| Error::Runtime("the data ended".into()))??;
-            let examples = self.rule.examples(&images.images, &images.labels, first);
+            let mut examples = self.rule.examples(&images.images, &images.labels, first);
+            self.parameters[0].iter().for_each(|rows| rows.add(&self.rule, &images.indices, first, &mut examples));
             let scale = self.loss_scale() / accumulate as f64;
             loss += self.learner.accumulate(&examples.borrow(), scale, first as u32)? / accumulate as f64;
         }
@@ -429,7 +446,8 @@ impl Trainer {
         let (run, threads) = (&self.plan.config.run, self.plan.config.data.threads);
         let (most, patience) = (run.validation_images, run.patience);
         if let Some(set) = self.plan.validation.clone().filter(|_| most > 0) {
-            let (loss, images) = validation_loss(&mut self.learner, &set, most, threads, self.rule.null)?;
+            let parameters = self.parameters[1].as_ref();
+            let (loss, images) = validation_loss(&mut self.learner, &set, most, threads, self.rule.null, parameters)?;
             let best = self.state.best.is_none_or(|best| loss < best);
             self.state.without_better = if best { 0 } else { self.state.without_better + 1 };
             if best {

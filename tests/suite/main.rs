@@ -14,6 +14,7 @@ mod import;
 mod levels;
 mod ops;
 mod optimizer;
+mod parameters;
 mod ptx;
 mod schedule;
 mod simulate;

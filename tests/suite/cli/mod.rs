@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod embedded;
 mod gpu;
+mod parameters;
 mod refusals;
 mod samples;
 mod shards;
