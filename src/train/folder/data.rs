@@ -104,7 +104,7 @@ impl DataRecord {
             } else if self.shape != found.shape {
                 format!("images are {:?} now, {:?} when the run began", found.shape, self.shape)
             } else {
-                "the files or their parameters are not those that the run began with".into()
+                "the files are not those that the run began with, or their parameters are others".into()
             };
             format!("{}: {what}", found.path)
         })
