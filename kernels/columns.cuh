@@ -1,4 +1,4 @@
-// Sums of columns in one order, for gradients of what the rows of an image share.
+// Sums and moments of columns in one order, for what the rows of an image share and its gradients.
 #pragma once
 #include "prelude.cuh"
 
@@ -25,6 +25,33 @@ template <int N, class F> __device__ __forceinline__ bool column_sums(float (&su
 #pragma unroll
     for (int w = 1; w < COLUMN_WARPS; ++w) sum[n] += partial[n][w][lane];
   return true;
+}
+
+// Rows [first, first + count) of a chunk; all chunks but the last have `size` rows.
+struct Rows {
+  int first, count;
+};
+__device__ __forceinline__ Rows chunk_rows(int chunk, int size, int rows) {
+  const int first = chunk * size;
+  return {first, min(size, rows - first)};
+}
+
+// The mean of each of this block's 32 columns over the rows of x [rows, dim], and the sum of the squared differences from
+// it (two passes). True in the thread that holds those of a column. PRECOND: as of column_sums; rows >= 1.
+template <class T> __device__ __forceinline__ bool column_moments(float2& moments, const T* __restrict__ x, int rows, int dim) {
+  __shared__ float means[32];
+  float sum[1];
+  const bool first = column_sums(sum, rows, dim, [&](int row, int col, float(&v)[1]) {
+    v[0] += to_f32(x[static_cast<size_t>(row) * dim + col]);
+  });
+  if (first) means[threadIdx.x] = sum[0] / rows;
+  __syncthreads();
+  const bool mine = column_sums(sum, rows, dim, [&](int row, int col, float(&v)[1]) {
+    const float d = to_f32(x[static_cast<size_t>(row) * dim + col]) - means[col % 32];
+    v[0] = fmaf(d, d, v[0]);
+  });
+  if (mine) moments = make_float2(means[threadIdx.x], sum[0]);
+  return mine;
 }
 
 }  // namespace dev

@@ -4,7 +4,7 @@
 //! with key = seed (low, high word) and counter = (index low, index high, draw / 4, stream). Each pair of words gives two
 //! normals (Box & Muller 1958).
 //!
-//! `kernels/rng.cu` mirrors this file operation by operation. Everything between the bits and the normals is addition,
+//! `kernels/normal.cuh` mirrors this file operation by operation. Everything between the bits and the normals is addition,
 //! multiplication, fused multiply-add, division and square root, all correctly rounded by IEEE 754, in one fixed order and
 //! without a library function, so the same call gives the same bits on every device. Where the kernel says `__fmaf_rn`, this
 //! file says [`f32::mul_add`]; nothing else may be fused, and nothing here may be reassociated.

@@ -19,6 +19,7 @@ mod recipe;
 mod report;
 mod sample;
 mod settings;
+mod solver;
 mod train;
 
 use std::ffi::OsString;

@@ -24,7 +24,7 @@ pub enum Source {
         checkpoint: Box<Checkpoint>,
     },
     /// A network of full size whose weights are a hash.
-    Hash(HashWeights),
+    Hash(Box<HashWeights>),
 }
 
 impl Source {
@@ -37,7 +37,7 @@ impl Source {
             return Ok(Self::Checkpoint { name: embedded::NAME.into(), checkpoint: Box::new(embedded::checkpoint()?) });
         };
         if let Some(hash) = path.to_str().and_then(builtin::find) {
-            return Ok(Self::Hash(hash));
+            return Ok(Self::Hash(Box::new(hash)));
         }
         if !path.exists() {
             let names = [&[embedded::NAME], &builtin::NAMES[..]].concat().join(", ");
@@ -84,8 +84,8 @@ impl Source {
     /// The same for a model to sample from.
     ///
     /// # Errors
-    /// [`Error::Input`] too if the model predicts no velocity.
-    pub fn velocity_weights(&self, quiet: bool) -> Result<Weights<'_>> {
+    /// [`Error::Input`] too if the model cannot be sampled.
+    pub fn sampled_weights(&self, quiet: bool) -> Result<Weights<'_>> {
         let weights = self.weights(quiet)?;
         match weights.config().sampling_problem() {
             Some(problem) => Err(Error::input(weights.source().origin(), problem)),

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use arclet::error::{Error, Result};
 use arclet::flow::schedule::{Solver, TimeConvention};
+use arclet::models::diffusion::Spacing;
 use arclet::models::sampling::{MAX_TIME_SHIFT, Sampling, is_time_shift};
 use arclet::tensor::DType;
 use clap::{Args, ValueEnum};
@@ -99,15 +100,19 @@ pub enum SolverChoice {
     Midpoint,
     /// Two-step Adams-Bashforth: one evaluation per step
     Ab2,
+    /// For diffusion models; the noise of --eta 0 is drawn once, at the start
+    Ddim,
+    /// For diffusion models: ancestral, noise at every step
+    Ddpm,
 }
 
-impl From<SolverChoice> for Solver {
-    fn from(choice: SolverChoice) -> Self {
-        match choice {
-            SolverChoice::Euler => Self::Euler,
-            SolverChoice::Heun => Self::Heun,
-            SolverChoice::Midpoint => Self::Midpoint,
-            SolverChoice::Ab2 => Self::Ab2,
+impl From<Solver> for SolverChoice {
+    fn from(solver: Solver) -> Self {
+        match solver {
+            Solver::Euler => Self::Euler,
+            Solver::Heun => Self::Heun,
+            Solver::Midpoint => Self::Midpoint,
+            Solver::Ab2 => Self::Ab2,
         }
     }
 }
@@ -126,6 +131,27 @@ impl From<TimeChoice> for TimeConvention {
         match choice {
             TimeChoice::Train => Self::Train,
             TimeChoice::Notebook => Self::Notebook,
+        }
+    }
+}
+
+/// Value of `--spacing`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SpacingChoice {
+    /// Multiples of T / S (rounded down), plus the model's steps_offset
+    Leading,
+    /// Back from T - 1 in steps of T / S
+    Trailing,
+    /// From T - 1 to 0, both among them
+    Linspace,
+}
+
+impl From<SpacingChoice> for Spacing {
+    fn from(choice: SpacingChoice) -> Self {
+        match choice {
+            SpacingChoice::Leading => Self::Leading,
+            SpacingChoice::Trailing => Self::Trailing,
+            SpacingChoice::Linspace => Self::Linspace,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use arclet::error::{Error, Result};
 use arclet::io::json::parse_strict;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Value of [`Recipe::format`].
 pub const FORMAT: &str = "arclet-samples/1";
@@ -56,6 +57,9 @@ pub struct Recipe {
     /// Shift of the time grid; 1 is equal steps.
     #[serde(default = "equal_steps")]
     pub time_shift: f64,
+    /// What a diffusion model's steps were computed from; none for a velocity model.
+    #[serde(default)]
+    pub diffusion: Option<Map<String, Value>>,
     /// Classifier-free guidance; 1 is off.
     pub guidance_scale: f32,
     /// Whether images were clamped to the value range.

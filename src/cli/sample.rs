@@ -9,7 +9,6 @@ use arclet::device::Device;
 use arclet::error::{Error, Result};
 use arclet::flow::run::{Job, Noise, auto_batch, draw};
 use arclet::flow::sampler::{Sampler, SamplerOptions};
-use arclet::flow::schedule::{MAX_STEPS, Schedule, Solver, TimeConvention};
 use arclet::io::{NonFinite, read_npy_f32, sha256_file};
 use arclet::models::config::Classes;
 use clap::Args;
@@ -17,9 +16,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::model::Source;
-use super::options::{ComputeArgs, ReportArgs, Shard, SolverChoice, TimeChoice, check_shift, parse_shift, shift_or};
+use super::options::{ComputeArgs, ReportArgs, Shard};
 use super::output::{COLOR_MAP, SampleWriter, Target};
 use super::recipe::{FORMAT, ModelRecipe, PreviewRecipe, Recipe};
+use super::solver::SolverArgs;
 use super::{device, interrupt, parameters, report};
 
 /// Shown below the help.
@@ -47,12 +47,8 @@ pub struct SampleArgs {
     /// Images at a time; changes speed and memory, not the images [default: chosen for the device]
     #[arg(long, value_name = "B", value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch: Option<u32>,
-    /// Solver steps
-    #[arg(long, value_name = "S", default_value_t = 50)]
-    steps: u32,
-    /// Solver of the flow's differential equation
-    #[arg(long, value_enum, default_value = "euler")]
-    solver: SolverChoice,
+    #[command(flatten)]
+    solver: SolverArgs,
     /// Classes by name or number; image i gets entry i modulo their number [default: all classes in turn]
     #[arg(long, value_name = "A,B,..")]
     class: Option<String>,
@@ -62,11 +58,11 @@ pub struct SampleArgs {
     /// Classifier-free guidance scale; 1 is off
     #[arg(long, visible_alias = "cfg-scale", value_name = "G", default_value_t = 1.0, allow_negative_numbers = true)]
     guidance_scale: f32,
-    /// Seed of the starting noise
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
-    /// Starting noise from a .npy file of shape (n, channels, height, width) instead of a seed
-    #[arg(long, value_name = "FILE.npy", conflicts_with = "seed")]
+    /// Seed of the noise [default: 0]
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// Starting noise from a .npy file of shape (n, channels, height, width); a seed is then only for solvers that draw more
+    #[arg(long, value_name = "FILE.npy")]
     noise: Option<PathBuf>,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -79,13 +75,6 @@ pub struct SampleArgs {
     /// Keep values outside the model's value range
     #[arg(long)]
     no_clamp: bool,
-    /// Times that the model is asked at
-    #[arg(long, value_enum, default_value = "train")]
-    time: TimeChoice,
-    /// Shift of the time grid, t' = S t / (1 + (S - 1) t): below 1 steps are shorter near the data, above 1 near the noise
-    /// [default: the model's time_shift, else 1]
-    #[arg(long, value_name = "S", value_parser = parse_shift, allow_negative_numbers = true)]
-    shift: Option<f64>,
     /// Settings from a TOML file; its keys are the names of these flags, which go before it
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
@@ -101,20 +90,21 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let start = Instant::now();
     interrupt::listen()?;
     let quiet = args.report.quiet;
-    let convention = TimeConvention::from(args.time);
-    check_steps(args.steps as usize, convention)?;
-    check_shift(args.shift, convention)?;
+    args.solver.check()?;
     if !args.guidance_scale.is_finite() {
         return Err(Error::usage(format!("--guidance-scale {}: a finite number expected", args.guidance_scale)));
     }
     let target = Target::new(&args.out, args.shard)?;
 
     let source = Source::open(args.model.as_deref())?;
-    let weights = source.velocity_weights(quiet)?;
+    let weights = source.sampled_weights(quiet)?;
     let config = weights.config();
-    let shift = shift_or(args.shift, convention, &config.sampling);
-    let schedule = Schedule::shifted(args.solver.into(), args.steps as usize, convention, shift)
-        .ok_or_else(|| Error::Runtime(format!("no schedule of {} steps and shift {shift}", args.steps)))?;
+    let plan = args.solver.plan(config, &source.name())?;
+    if let (Some(seed), Some(path), false) = (args.seed, &args.noise, plan.draws_noise) {
+        let (solver, path) = (plan.solver, path.display());
+        return Err(Error::usage(format!("--seed {seed}: --noise {path} is all the noise that {solver} takes")));
+    }
+    let seed = args.seed.unwrap_or(0);
     let parameters = parameters::resolve(&args.parameters, &config.parameters, &source.name())?;
     let classes = resolve_classes(args.class.as_deref(), config.classes.as_ref(), &source.name())?;
     let image = [config.in_channels, config.image_size, config.image_size];
@@ -136,17 +126,18 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let dtype = device::dtype(args.compute.dtype, &device, quiet);
     let mut writer = SampleWriter::create(target.clone(), images, image)?;
     let rows = noise.as_ref().map(|n| &n[range.start as usize * image_len..][..images * image_len]);
-    let job =
-        Job { noise: rows.map_or(Noise::Seed(args.seed), Noise::Rows), first: range.start, images, classes: &classes };
+    let start_noise = rows.map_or(Noise::Seed(seed), |rows| Noise::Rows(rows, seed));
+    let job = Job { noise: start_noise, first: range.start, images, classes: &classes };
+    let clamp = !args.no_clamp && !config.is_latent();
     let (mut load_seconds, mut drawn) = (0.0, 0);
     if images > 0 {
         let model = weights.load(&device, dtype)?;
         load_seconds = start.elapsed().as_secs_f64();
         let batch = args.batch.map_or_else(|| auto_batch(&device, config, images, guided), |b| b as usize);
-        let options = SamplerOptions { guidance: args.guidance_scale, clamp: !args.no_clamp };
+        let options = SamplerOptions { guidance: args.guidance_scale, clamp };
         let mut sampler = match &parameters {
-            None => Sampler::new(&model, &schedule, batch, options)?,
-            Some(values) => Sampler::with_parameters(&model, &schedule, batch, options, values)?,
+            None => Sampler::new(&model, &plan.schedule, batch, options)?,
+            Some(values) => Sampler::with_parameters(&model, &plan.schedule, batch, options, values)?,
         };
         drawn = draw_all(&mut sampler, &job, quiet, &mut |images| writer.push(images))?;
         if drawn == 0 {
@@ -170,17 +161,18 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         n: 0,
         complete: drawn == images,
         shape: [0; 4],
-        seed: noise.is_none().then_some(args.seed),
+        seed: (noise.is_none() || plan.draws_noise).then_some(seed),
         noise_sha256: args.noise.as_deref().map(sha256_file).transpose()?,
         classes: config.classes.as_ref().map(names),
         parameters: parameters.map(|values| parameters::by_name(&config.parameters, &values)),
-        solver: Solver::from(args.solver).name().into(),
-        steps: args.steps as usize,
-        evaluations: schedule.evaluations(),
-        time: convention.name().into(),
-        time_shift: shift,
+        solver: plan.solver.into(),
+        steps: args.solver.steps as usize,
+        evaluations: plan.schedule.evaluations(),
+        time: plan.time.into(),
+        time_shift: plan.shift,
+        diffusion: plan.diffusion,
         guidance_scale: args.guidance_scale,
-        clamp: !args.no_clamp,
+        clamp,
         value_range: [config.value_range.0, config.value_range.1],
         dtype: dtype.name().into(),
         device: if matches!(device, Device::Cpu(_)) { "cpu" } else { "cuda" }.into(),
@@ -229,18 +221,6 @@ fn draw_all(
     })?;
     bar.finish_and_clear();
     Ok(drawn.get())
-}
-
-fn check_steps(steps: usize, convention: TimeConvention) -> Result<()> {
-    let (least, said) = match convention {
-        TimeConvention::Train => (1, "1"),
-        TimeConvention::Notebook => (2, "2 with --time notebook"),
-    };
-    if (least..=MAX_STEPS).contains(&steps) {
-        Ok(())
-    } else {
-        Err(Error::usage(format!("--steps {steps}: at least {said} and at most {MAX_STEPS} expected")))
-    }
 }
 
 /// Numbers of the classes that images get in turn; none for an unconditional model.

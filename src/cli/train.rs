@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arclet::data::{DataSet, splits};
 use arclet::device::Device;
 use arclet::error::{Error, Result};
-use arclet::models::config::ModelConfig;
+use arclet::models::config::{ModelConfig, Prediction};
 use arclet::models::parameters::Parameter;
 use arclet::models::specs;
 use arclet::models::training::initial;
@@ -85,7 +85,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ModelPlan::FineTune { init } => Some(Source::open(Some(Path::new(init)))?),
         ModelPlan::New(_) => None,
     };
-    let weights = source.as_ref().map(|source| source.velocity_weights(quiet)).transpose()?;
+    let weights = source.as_ref().map(|source| source.sampled_weights(quiet)).transpose()?;
+    weights.as_ref().map_or(Ok(()), |weights| refuse_other_predictions(weights))?;
     let init = weights.as_ref().map(Weights::config);
     // What a model has learned to be asked for stays as it is.
     let fixed = match (&before, init) {
@@ -105,6 +106,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         None => parameters::fit(&data)?,
     };
     model.check().map_err(Error::usage)?;
+    model.sampling = config.flow.sampling(model.sampling);
     let device = device::open(&args.compute, quiet)?;
 
     let mut record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;
@@ -217,6 +219,16 @@ fn open_data(
         (None, None) => None,
     };
     Ok((Arc::new(data), validation.map(Arc::new)))
+}
+
+/// What is trained predicts a velocity.
+fn refuse_other_predictions(weights: &Weights) -> Result<()> {
+    let prediction = weights.config().prediction;
+    if prediction == Prediction::Velocity {
+        return Ok(());
+    }
+    let reason = format!("found a model that predicts {}, expected one that predicts velocity", prediction.name());
+    Err(Error::input(weights.source().origin(), reason))
 }
 
 fn record(

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::sampler::Sampler;
 use crate::device::{Device, cpu};
 use crate::error::{Error, Result};
+use crate::models::activations;
 use crate::models::config::ModelConfig;
 
 /// Largest batch that is chosen for a GPU: beyond it the GPU is full and only memory grows.
@@ -16,8 +17,8 @@ const GPU_BATCH: usize = 64;
 pub enum Noise<'a> {
     /// Standard normals of this seed.
     Seed(u64),
-    /// Given numbers [images, C, H, W] of the images of this run.
-    Rows(&'a [f32]),
+    /// Given numbers [images, C, H, W] of the images of this run, and the seed of the noise of ancestral steps.
+    Rows(&'a [f32], u64),
 }
 
 /// The images of one run.
@@ -52,7 +53,7 @@ pub fn draw(
     finished: &mut dyn FnMut(&[f32]) -> Result<ControlFlow<()>>,
 ) -> Result<usize> {
     let (batch, image_len) = (sampler.batch(), sampler.image_len());
-    if let Noise::Rows(rows) = job.noise
+    if let Noise::Rows(rows, _) = job.noise
         && rows.len() != job.images * image_len
     {
         return Err(Error::Runtime(format!("{} noise values given for {} images", rows.len(), job.images)));
@@ -63,10 +64,11 @@ pub fn draw(
         let count = batch.min(job.images - done);
         match job.noise {
             Noise::Seed(seed) => sampler.draw_noise(seed, first)?,
-            Noise::Rows(rows) => {
+            Noise::Rows(rows, seed) => {
                 let mut noise = rows[done * image_len..][..count * image_len].to_vec();
                 noise.resize(batch * image_len, 0.0);
                 sampler.set_noise(&noise)?;
+                sampler.draw_step_noise(seed, first)?;
             }
         }
         let classes: Vec<usize> = (first..first + batch as u64).filter_map(|i| job.class(i)).collect();
@@ -93,10 +95,6 @@ pub fn auto_batch(device: &Device, config: &ModelConfig, images: usize, guided: 
 
 /// Estimate of the activations that one image of a batch takes, in bytes, if all were f32.
 fn image_bytes(config: &ModelConfig, guided: bool) -> usize {
-    let (d, hidden) = (config.transformer().hidden_size, config.transformer().mlp_hidden);
-    let pixels = config.image_size * config.image_size;
-    // Token rows: x, h, qkv, hidden and a workspace as wide as the widest product.
-    let per_token = 5 * d + hidden + hidden.max(3 * d);
     let passes = if guided { 2 } else { 1 };
-    4 * (passes * (config.tokens() * per_token + 4 * pixels * config.out_channels) + 3 * pixels * config.in_channels)
+    4 * (passes * activations(config) + 3 * config.image_size * config.image_size * config.in_channels)
 }

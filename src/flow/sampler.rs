@@ -1,13 +1,16 @@
 //! The sampling loop: noise in, images out, everything between on the device.
 
-use super::schedule::Schedule;
+use super::diffusion::DiffusionSteps;
+use super::schedule::{Schedule, Steps};
 use crate::device::Graph;
 use crate::error::{Error, Result};
+use crate::models::config::Prediction;
 use crate::models::{Acts, Condition, Conditions, Inputs, Model};
 use crate::nn::no_tap;
+use crate::ops::diffusion::{self, DiffusionInputs, DiffusionOptions, diffusion_step, noise_key};
 use crate::ops::noise::normal;
 use crate::ops::solver::{SolverOptions, SolverState, advance, solver_state, solver_step, step_table};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// How a trajectory is guided and ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,8 +35,8 @@ pub struct Sampler<'m> {
     model: &'m Model,
     batch: usize,
     times: Vec<f64>,
-    options: SolverOptions,
-    state: SolverState,
+    guided: bool,
+    state: State,
     acts: Acts,
     steps: Tensor,
     counter: Tensor,
@@ -47,12 +50,41 @@ pub struct Sampler<'m> {
     rows: Tensor,
 }
 
+/// The images on their way, and what the updates of the schedule need beside the table.
+enum State {
+    Flow(SolverState, SolverOptions),
+    Diffusion {
+        /// f32 whatever the model's type (f64 with an f64 model).
+        x: Tensor,
+        /// What the noise of the steps follows from.
+        key: Tensor,
+        options: DiffusionOptions,
+    },
+}
+
+impl State {
+    fn x(&self) -> &Tensor {
+        match self {
+            Self::Flow(state, _) => &state.x,
+            Self::Diffusion { x, .. } => x,
+        }
+    }
+
+    fn x_mut(&mut self) -> &mut Tensor {
+        match self {
+            Self::Flow(state, _) => &mut state.x,
+            Self::Diffusion { x, .. } => x,
+        }
+    }
+}
+
 impl<'m> Sampler<'m> {
     /// A sampler of `batch` images at a time.
     ///
     /// # Errors
-    /// [`Error::Usage`] for guidance on an unconditional model or by a scale that is not finite, and for a batch that is
-    /// empty or too large to count; [`Error::Input`] for a model that predicts no velocity; [`Error::OutOfMemory`].
+    /// [`Error::Usage`] for guidance on an unconditional model or by a scale that is not finite, for a schedule of another
+    /// kind of model, and for a batch that is empty or too large to count; [`Error::Input`] for a model that cannot be
+    /// sampled; [`Error::OutOfMemory`].
     pub fn new(model: &'m Model, schedule: &Schedule, batch: usize, options: SamplerOptions) -> Result<Self> {
         Self::with_graphs_of(Some(MAX_GRAPH_EVALUATIONS), model, schedule, batch, options)
     }
@@ -99,6 +131,24 @@ impl<'m> Sampler<'m> {
         if let Some(problem) = config.sampling_problem() {
             return Err(Error::input(&model.origin, problem));
         }
+        let kind = match &schedule.steps {
+            Steps::Flow(_) => Prediction::Velocity,
+            Steps::Diffusion(steps) => steps.prediction,
+        };
+        if kind != config.prediction {
+            let (found, origin) = (config.prediction.name(), model.origin.display());
+            let expected = kind.name();
+            return Err(Error::usage(format!("{origin} predicts {found}, this schedule is for {expected}")));
+        }
+        let variance = |steps: &DiffusionSteps| steps.rows.iter().any(|row| row.flags & diffusion::LEARNED != 0);
+        if matches!(&schedule.steps, Steps::Diffusion(s) if variance(s))
+            && config.out_channels != 2 * config.in_channels
+        {
+            let origin = model.origin.display();
+            return Err(Error::usage(format!(
+                "{origin} has no output channels for a variance, which this schedule reads"
+            )));
+        }
         if !options.guidance.is_finite() {
             return Err(Error::usage(format!("guidance scale {}: a finite number expected", options.guidance)));
         }
@@ -127,15 +177,27 @@ impl<'m> Sampler<'m> {
             wanted = vec![Condition { parameters: false, ..given }, given];
             rows[..batch].fill(1);
         }
+        let guidance = guided.then_some(options.guidance);
+        let clamp = options.clamp.then_some(config.value_range);
+        let (state, steps) = match &schedule.steps {
+            Steps::Flow(steps) => {
+                let state = solver_state(device, model.dtype, &shape)?;
+                (State::Flow(state, SolverOptions { guidance, clamp }), step_table(device, steps)?)
+            }
+            Steps::Diffusion(DiffusionSteps { rows, clip, guided_channels, .. }) => {
+                let x = Tensor::zeros(device, model.dtype.wide(), &shape)?;
+                let key = Tensor::zeros(device, DType::U32, &[4])?;
+                let guided_channels = guided_channels.unwrap_or(config.in_channels);
+                let options = DiffusionOptions { guidance, guided_channels, clip: *clip, clamp };
+                (State::Diffusion { x, key, options }, diffusion::step_table(device, rows)?)
+            }
+        };
         let mut sampler = Self {
             batch,
-            options: SolverOptions {
-                guidance: guided.then_some(options.guidance),
-                clamp: options.clamp.then_some(config.value_range),
-            },
-            state: solver_state(device, model.dtype, &shape)?,
+            guided,
+            state,
             acts: model.acts(model_batch)?,
-            steps: step_table(device, &schedule.steps)?,
+            steps,
             counter: Tensor::from_u32(device, &[1], &[0])?,
             conditions: model.conditions_of(&schedule.times, &wanted, parameters)?,
             wanted,
@@ -165,16 +227,28 @@ impl<'m> Sampler<'m> {
 
     /// Elements of one image: channels, height and width multiplied.
     pub fn image_len(&self) -> usize {
-        self.state.x.len() / self.batch
+        self.state.x().len() / self.batch
     }
 
-    /// Sets the starting noise to that of images `first`, `first + 1`, ... of `seed`.
+    /// Sets the starting noise, and that of the steps, to that of images `first`, `first + 1`, ... of `seed`.
     ///
     /// # Errors
     /// The device's.
     pub fn draw_noise(&mut self, seed: u64, first: u64) -> Result<()> {
-        let (device, x) = (&self.model.device, &mut self.state.x);
+        self.draw_step_noise(seed, first)?;
+        let (device, x) = (&self.model.device, self.state.x_mut());
         device.run(|| normal(device, seed, first, x))
+    }
+
+    /// Sets the noise that ancestral steps draw to that of images `first`, `first + 1`, ... of `seed`; other steps draw none.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn draw_step_noise(&mut self, seed: u64, first: u64) -> Result<()> {
+        match &mut self.state {
+            State::Flow(..) => Ok(()),
+            State::Diffusion { key, .. } => key.write_u32(&self.model.device, &noise_key(seed, first)),
+        }
     }
 
     /// Sets the starting noise [batch, C, H, W] to given numbers.
@@ -182,7 +256,7 @@ impl<'m> Sampler<'m> {
     /// # Errors
     /// [`Error::Runtime`] if there are not as many as a batch has.
     pub fn set_noise(&mut self, noise: &[f32]) -> Result<()> {
-        self.state.x.write_f32(&self.model.device, noise)
+        self.state.x_mut().write_f32(&self.model.device, noise)
     }
 
     /// The state x [batch, C, H, W]: the noise before [`Self::run`], the images after it.
@@ -190,7 +264,7 @@ impl<'m> Sampler<'m> {
     /// # Errors
     /// The device's, among them those of kernels that ran.
     pub fn state(&self) -> Result<Vec<f32>> {
-        self.state.x.to_f32(&self.model.device)
+        self.state.x().to_f32(&self.model.device)
     }
 
     /// Follows the schedule from the noise that was set; `classes` holds one class per image for a conditional model
@@ -242,7 +316,7 @@ impl<'m> Sampler<'m> {
         }
         // No class and no parameters: the first condition of a guided run, and that of the second half of its batch.
         let nothing = Condition { label: known.null as u32, parameters: false };
-        let mut wanted: Vec<Condition> = self.options.guidance.map(|_| nothing).into_iter().collect();
+        let mut wanted: Vec<Condition> = self.guided.then_some(nothing).into_iter().collect();
         let mut rows: Vec<u32> = Vec::with_capacity(self.rows.len());
         for &class in classes {
             let condition = Condition { label: class as u32, parameters: self.parameters };
@@ -267,8 +341,13 @@ impl<'m> Sampler<'m> {
         let device = &self.model.device;
         for _ in 0..evaluations {
             self.evaluate()?;
-            let output = &self.acts.output;
-            solver_step(device, &mut self.state, output, &self.steps, &self.counter, self.options)?;
+            let (output, table, counter) = (&self.acts.output, &self.steps, &self.counter);
+            match &mut self.state {
+                State::Flow(state, options) => solver_step(device, state, output, table, counter, *options)?,
+                State::Diffusion { x, key, options } => {
+                    diffusion_step(device, x, DiffusionInputs { output, table, counter, key }, *options)?;
+                }
+            }
             advance(device, &mut self.counter)?;
         }
         Ok(())
@@ -276,7 +355,7 @@ impl<'m> Sampler<'m> {
 
     fn evaluate(&mut self) -> Result<()> {
         let inputs =
-            Inputs { x: &self.state.x, conditions: &self.conditions, counter: &self.counter, rows: &self.rows };
+            Inputs { x: self.state.x(), conditions: &self.conditions, counter: &self.counter, rows: &self.rows };
         self.model.forward(inputs, &mut self.acts, &mut no_tap)
     }
 }

@@ -3,33 +3,11 @@
 //! x_t = (1 - t) data + t noise, so dx/dt = noise - data = v, and sampling integrates from t = 1 to t = 0. Every
 //! solver here is explicit, so a run is a list of evaluations, each followed by one linear update of the state.
 
+use super::diffusion::DiffusionSteps;
+pub use crate::models::sampling::Solver;
+
 use crate::models::sampling::is_time_shift;
 use crate::ops::solver::{FROM_BASE, LAST, SAVE_BASE, SAVE_PREV, SolverStep};
-
-/// Explicit solver of an ordinary differential equation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Solver {
-    /// Forward Euler: one evaluation per step, first order.
-    Euler,
-    /// Heun's trapezoidal rule: two evaluations per step, second order.
-    Heun,
-    /// Explicit midpoint rule: two evaluations per step, second order.
-    Midpoint,
-    /// Adams-Bashforth of two steps, started by Euler: one evaluation per step, second order.
-    Ab2,
-}
-
-impl Solver {
-    /// Name in flags and recipes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Euler => "euler",
-            Self::Heun => "heun",
-            Self::Midpoint => "midpoint",
-            Self::Ab2 => "ab2",
-        }
-    }
-}
 
 /// Which times are fed to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +38,16 @@ pub struct Schedule {
     /// Time of each evaluation.
     pub times: Vec<f64>,
     /// The update after each.
-    pub steps: Vec<SolverStep>,
+    pub steps: Steps,
+}
+
+/// The updates of a trajectory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Steps {
+    /// Of a velocity model.
+    Flow(Vec<SolverStep>),
+    /// Of a diffusion model.
+    Diffusion(DiffusionSteps),
 }
 
 impl Schedule {
@@ -96,7 +83,7 @@ impl Schedule {
         // Length of the step from there, and the time in the middle of it.
         let length = |at: f64| if equal { 1.0 / n } else { time(at) - time(at + 1.0) };
         let middle = |at: f64| if equal { time(at + 0.5) } else { 0.5 * (time(at) + time(at + 1.0)) };
-        let mut schedule = Self { times: Vec::new(), steps: Vec::new() };
+        let mut schedule = Flow { times: Vec::new(), steps: Vec::new() };
         for i in 0..intervals {
             let at = i as f64;
             let h = length(at);
@@ -118,17 +105,26 @@ impl Schedule {
                 }
             }
         }
-        if let Some(last) = schedule.steps.last_mut() {
+        let Flow { times, mut steps } = schedule;
+        if let Some(last) = steps.last_mut() {
             last.flags |= LAST;
         }
-        Some(schedule)
+        Some(Self { times, steps: Steps::Flow(steps) })
     }
 
     /// Number of function evaluations (NFE).
     pub fn evaluations(&self) -> usize {
         self.times.len()
     }
+}
 
+/// The evaluations of a velocity model as they are put together.
+struct Flow {
+    times: Vec<f64>,
+    steps: Vec<SolverStep>,
+}
+
+impl Flow {
     fn push(&mut self, time: f64, v_coef: f64, prev_coef: f64, flags: u32) {
         self.times.push(time);
         let step = SolverStep { v_coef: v_coef as f32, prev_coef: prev_coef as f32, flags, reserved: 0 };
@@ -140,11 +136,18 @@ impl Schedule {
 mod tests {
     use super::*;
 
+    fn flow(schedule: &Schedule) -> &[SolverStep] {
+        match &schedule.steps {
+            Steps::Flow(steps) => steps,
+            Steps::Diffusion(_) => panic!("steps of a velocity model expected"),
+        }
+    }
+
     /// Integrates dx/dt = velocity(t, x) from x(1) = 1 with the updates of a schedule.
     fn integrate(solver: Solver, steps: usize, shift: f64, velocity: impl Fn(f64, f64) -> f64) -> f64 {
         let schedule = Schedule::shifted(solver, steps, TimeConvention::Train, shift).unwrap();
         let (mut x, mut base, mut prev) = (1.0f64, 0.0, 0.0);
-        for (t, s) in schedule.times.iter().zip(&schedule.steps) {
+        for (t, s) in schedule.times.iter().zip(flow(&schedule)) {
             let v = velocity(*t, x);
             let from = if s.flags & FROM_BASE != 0 { base } else { x };
             let new = from + s.v_coef as f64 * v + s.prev_coef as f64 * prev;
@@ -211,7 +214,7 @@ mod tests {
         let grid = shifted(Solver::Euler, 0.25);
         let mut ends = grid.times.clone();
         ends.push(0.0);
-        for (i, (step, ends)) in grid.steps.iter().zip(ends.windows(2)).enumerate() {
+        for (i, (step, ends)) in flow(&grid).iter().zip(ends.windows(2)).enumerate() {
             let t = 1.0 - i as f64 / 8.0;
             approx::assert_abs_diff_eq!(ends[0], 0.25 * t / (1.0 - 0.75 * t), epsilon = 1e-15);
             approx::assert_abs_diff_eq!(f64::from(step.v_coef), ends[1] - ends[0], epsilon = 1e-7);
@@ -236,7 +239,7 @@ mod tests {
         assert_eq!(Schedule::new(Solver::Euler, 1, TimeConvention::Notebook), None);
         assert_eq!(Schedule::new(Solver::Heun, MAX_STEPS, TimeConvention::Train).unwrap().evaluations(), 2 * MAX_STEPS);
         assert_eq!(Schedule::new(Solver::Euler, u32::MAX as usize, TimeConvention::Train), None);
-        let last: Vec<bool> = train.steps.iter().map(|s| s.flags & LAST != 0).collect();
+        let last: Vec<bool> = flow(&train).iter().map(|s| s.flags & LAST != 0).collect();
         assert!(last[49] && !last[..49].contains(&true));
     }
 }

@@ -1,6 +1,8 @@
 //! The variational auto-encoder of latent diffusion (Rombach et al., arXiv 2112.10752), `AutoencoderKL` of the diffusers
 //! library under its names.
 
+pub mod coder;
+
 use serde_json::{Map, Value, json};
 
 use super::config::{ModelConfig, NetworkConfig};

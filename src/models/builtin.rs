@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
+use super::resnet::{ResBlock, ResNetConfig};
 use super::sampling::Sampling;
+use super::smp::{Decoder, SmpConfig, TimeWidths};
 use super::specs;
 use super::transformer::TransformerConfig;
 use crate::error::{Error, Result};
@@ -15,18 +17,17 @@ use crate::ops::embed::Sinusoid;
 pub struct HashWeights {
     name: &'static str,
     config: ModelConfig,
-    /// What the hashed names begin with, before our own.
-    prefix: &'static str,
 }
 
 /// Names that [`find`] knows.
-pub const NAMES: [&str; 2] = ["vit-b16", "nanodit"];
+pub const NAMES: [&str; 3] = ["vit-b16", "nanodit", "unetpp-r34"];
 
 /// The hash-weighted model called `name`, if it is one.
 pub fn find(name: &str) -> Option<HashWeights> {
     match name {
-        "vit-b16" => Some(HashWeights { name: NAMES[0], config: vit_b16(), prefix: "unet." }),
-        "nanodit" => Some(HashWeights { name: NAMES[1], config: nanodit(), prefix: "" }),
+        "vit-b16" => Some(HashWeights { name: NAMES[0], config: vit_b16() }),
+        "nanodit" => Some(HashWeights { name: NAMES[1], config: nanodit() }),
+        "unetpp-r34" => Some(HashWeights { name: NAMES[2], config: unetpp_r34() }),
         _ => None,
     }
 }
@@ -57,7 +58,14 @@ impl WeightSource for HashWeights {
                 self.config.image_size / self.config.transformer().patch_size,
             ));
         }
-        Ok(hashed(&format!("{}{name}", self.prefix), &shape))
+        // The hashed names are those of the notebooks' files.
+        let prefix = match &self.config.network {
+            NetworkConfig::FlowVit(_) => "unet.",
+            NetworkConfig::Smp(_) if name.starts_with("time_") => "unet.",
+            NetworkConfig::Smp(_) => "unet.unet.",
+            _ => "",
+        };
+        Ok(hashed(&format!("{prefix}{name}"), &shape))
     }
 }
 
@@ -75,8 +83,8 @@ pub fn hash_uniform(key: &str, n: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// Scaled so that activations keep their size through the network.
-fn hashed(key: &str, shape: &[usize]) -> Vec<f32> {
+/// Numbers of the parameter called `key`, scaled so that activations keep their size through the network.
+pub fn hashed(key: &str, shape: &[usize]) -> Vec<f32> {
     let values = hash_uniform(key, shape.iter().product());
     let last = key.rsplit('.').next().unwrap_or(key);
     let fan_in: usize = shape[1..].iter().product();
@@ -84,6 +92,8 @@ fn hashed(key: &str, shape: &[usize]) -> Vec<f32> {
     let value = |s: f64| match (last, shape.len()) {
         ("pos_embed" | "cls_token", _) => 0.5 * s,
         ("weight", 1) => 1.0 + 0.2 * s,
+        ("running_mean", _) => 0.2 * s,
+        ("running_var", _) => 1.0 + 0.5 * s,
         (_, 1) => 0.1 * s,
         _ => s * scale,
     };
@@ -152,4 +162,23 @@ fn nanodit() -> ModelConfig {
         network: NetworkConfig::Dit(sizes),
         ..flow_vit
     }
+}
+
+/// The lensing notebooks' flow-matching U-Net++ at 224 x 224: segmentation_models_pytorch's with a ResNet-34.
+fn unetpp_r34() -> ModelConfig {
+    let encoder = ResNetConfig {
+        block: ResBlock::Basic,
+        stem: 64,
+        layers: [3, 4, 6, 3],
+        channels: [64, 128, 256, 512],
+        norm_eps: 1e-5,
+        head_size: 0,
+    };
+    let network = NetworkConfig::Smp(SmpConfig {
+        encoder,
+        decoder: Decoder::UnetPlusPlus,
+        decoder_channels: [256, 128, 64, 32, 16],
+        time: Some(TimeWidths { embedding: 256, hidden: 128 }),
+    });
+    ModelConfig { network, ..vit_b16() }
 }

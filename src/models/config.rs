@@ -148,8 +148,27 @@ pub enum Task {
 pub enum Prediction {
     /// noise - data, for x_t = (1 - t) data + t noise.
     Velocity,
-    /// The noise of a diffusion step.
+    /// The noise in x_t = sqrt(a) data + sqrt(1 - a) noise, a the share of data at a timestep.
     Epsilon,
+    /// sqrt(a) noise - sqrt(1 - a) data (Salimans and Ho 2022, arXiv 2202.00512).
+    V,
+    /// The data.
+    Sample,
+}
+
+impl Prediction {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Velocity, Self::Epsilon, Self::V, Self::Sample];
+
+    /// Name in `config.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Velocity => "velocity",
+            Self::Epsilon => "epsilon",
+            Self::V => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
 }
 
 /// Classes of a conditional model.
@@ -325,6 +344,11 @@ impl ModelConfig {
         self.classes.as_ref().map_or(1, |c| c.names.len() + 1)
     }
 
+    /// Whether images are latents, whose values know no range: those of more channels than a picture has.
+    pub fn is_latent(&self) -> bool {
+        self.in_channels > 3
+    }
+
     /// Sizes of the transformer blocks. PRECOND: a transformer.
     pub fn block(&self) -> BlockConfig {
         self.transformer().block(self.architecture() == Architecture::Dit)
@@ -335,7 +359,7 @@ impl ModelConfig {
         let architecture = self.architecture();
         let found = format!("{} ({})", architecture.name(), architecture.description());
         let what = match architecture.task() {
-            Task::Generate if matches!(architecture, Architecture::FlowVit | Architecture::Dit) => return None,
+            Task::Generate if architecture != Architecture::Unet2dCondition => return None,
             Task::Generate => {
                 return Some(format!(
                     "found {found}; inspect and convert take it, but its forward pass does not exist yet"
@@ -345,7 +369,7 @@ impl ModelConfig {
             Task::Segment => "which maps images to masks and takes no time",
             Task::Encode => "which maps images to latents and back; diffusion in the latent space does not exist yet",
         };
-        Some(format!("found {found}, {what}; expected a velocity model (flow-matching ViT or DiT)"))
+        Some(format!("found {found}, {what}; expected a velocity or diffusion model (ViT, U-Net, U-Net++ or DiT)"))
     }
 
     /// Why images cannot be sampled from this model, if they cannot: what was found and what was expected.
@@ -353,14 +377,8 @@ impl ModelConfig {
         if let Some(problem) = self.network_problem() {
             return Some(problem);
         }
-        if self.prediction != Prediction::Velocity {
-            return Some(
-                "found a diffusion model that predicts epsilon (noise), expected one that predicts a velocity: the DDIM \
-                 sampler that epsilon models need does not exist yet"
-                    .into(),
-            );
-        }
-        (self.out_channels != self.in_channels).then(|| {
+        let learns = self.prediction != Prediction::Velocity && self.out_channels == 2 * self.in_channels;
+        (self.out_channels != self.in_channels && !learns).then(|| {
             format!(
                 "found {} output channels for {} image channels, expected as many",
                 self.out_channels, self.in_channels
@@ -421,11 +439,7 @@ impl ModelConfig {
             map.insert("parameters".into(), json!(self.parameters));
         }
         map.insert("value_range".into(), json!([self.value_range.0, self.value_range.1]));
-        let prediction = match self.prediction {
-            Prediction::Velocity => "velocity",
-            Prediction::Epsilon => "epsilon",
-        };
-        map.insert("prediction".into(), prediction.into());
+        map.insert("prediction".into(), self.prediction.name().into());
         self.sampling.insert_into(&mut map, self.prediction);
         Value::Object(map)
     }

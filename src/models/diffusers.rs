@@ -1,6 +1,8 @@
 //! What the networks of the diffusers library share: residual blocks and attentions under its parameter names, and the
 //! rules that their sizes keep.
 
+pub mod layers;
+
 use super::shapes::Told;
 use crate::nn::params::{ParamSpec, conv_specs, linear_specs, norm_specs};
 
@@ -9,7 +11,7 @@ const OLD_NAMES: [(&str, &str); 4] = [("query", "to_q"), ("key", "to_k"), ("valu
 
 /// Channels in and out of a residual block, and the width of the time embedding that it takes, if it takes one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ResBlock {
+pub(crate) struct ResBlock {
     /// In.
     pub from: usize,
     /// Out.
@@ -46,7 +48,7 @@ pub(super) fn attention_specs(name: &str, channels: usize) -> Vec<ParamSpec> {
 /// Refuses sides of images that the network does not halve evenly down to its coarsest level: names the nearest that
 /// fit.
 pub(super) fn check_stride(size: usize, stride: usize) -> Told<()> {
-    if size > 0 && size % stride == 0 {
+    if size > 0 && size.is_multiple_of(stride) {
         return Ok(());
     }
     let (below, above) = (size / stride * stride, (size / stride + 1) * stride);

@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod config;
 pub mod convnextv2;
 mod diffusers;
+pub mod diffusion;
 pub mod dit;
 pub mod efficientnet;
 pub mod export;
@@ -33,6 +34,8 @@ use crate::nn::params::{Loader, ParamSpec, WeightSource};
 use crate::ops::Select;
 use crate::tensor::{DType, Tensor};
 use config::{ModelConfig, NetworkConfig};
+use smp::forward::{FlowUnet, FlowUnetActs, FlowUnetConditions};
+use unet2d::forward::{Unet2d, Unet2dActs, Unet2dConditions};
 
 /// Channels of the narrowest head that the attention kernels take.
 const MIN_GPU_HEAD: usize = 32;
@@ -65,7 +68,7 @@ pub fn parameters(config: &ModelConfig) -> usize {
     count.sum()
 }
 
-/// A velocity model with its weights on a device.
+/// A velocity or diffusion model with its weights on a device.
 pub struct Model {
     /// Where the weights came from, for messages.
     pub origin: PathBuf,
@@ -83,6 +86,8 @@ pub struct Model {
 enum Network {
     FlowVit(Box<flow_vit::FlowVit>),
     Dit(Box<dit::Dit>),
+    FlowUnet(Box<FlowUnet>),
+    Unet2d(Box<Unet2d>),
 }
 
 /// The activation arena of one batch size: allocated once, written by every forward pass.
@@ -95,6 +100,8 @@ pub struct Acts {
 enum NetworkActs {
     FlowVit(Box<flow_vit::FlowVitActs>),
     Dit(Box<dit::DitActs>),
+    FlowUnet(Box<FlowUnetActs>),
+    Unet2d(Box<Unet2dActs>),
 }
 
 /// What a forward pass reads; all on the model's device.
@@ -141,6 +148,10 @@ pub enum Tables {
     FlowVit(flow_vit::FlowVitConditions),
     /// Of the DiT.
     Dit(Box<dit::DitConditions>),
+    /// Of the flow-matching U-Net.
+    FlowUnet(FlowUnetConditions),
+    /// Of diffusers' U-Net.
+    Unet2d(Unet2dConditions),
 }
 
 impl Model {
@@ -154,15 +165,14 @@ impl Model {
         if let Some(problem) = config.network_problem() {
             return Err(Error::input(source.origin(), problem));
         }
-        let head_dim = config.transformer().hidden_size / config.transformer().num_heads;
-        if matches!(device, Device::Cuda(_)) && head_dim < MIN_GPU_HEAD {
-            let reason =
-                format!("heads of {head_dim} channels, {MIN_GPU_HEAD} to 128 expected on a GPU: use --device cpu");
-            return Err(Error::input(source.origin(), reason));
+        if let Some(problem) = gpu_problem(&config).filter(|_| matches!(device, Device::Cuda(_))) {
+            return Err(Error::input(source.origin(), format!("{problem}: use --device cpu")));
         }
         let loader = Loader::new(source, device, dtype);
-        let network = match config.network {
+        let network = match &config.network {
             NetworkConfig::FlowVit(_) => Network::FlowVit(Box::new(flow_vit::FlowVit::load(&config, &loader)?)),
+            NetworkConfig::Smp(smp) => Network::FlowUnet(Box::new(FlowUnet::load(&config, smp, &loader)?)),
+            NetworkConfig::Unet2d(unet) => Network::Unet2d(Box::new(Unet2d::load(&config, unet, &loader)?)),
             _ => Network::Dit(Box::new(dit::Dit::load(&config, &loader)?)),
         };
         let layers = Layers::best(device);
@@ -178,6 +188,8 @@ impl Model {
         let network = match &self.network {
             Network::FlowVit(m) => NetworkActs::FlowVit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
             Network::Dit(m) => NetworkActs::Dit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
+            Network::FlowUnet(m) => NetworkActs::FlowUnet(Box::new(m.acts(config, device, self.dtype, batch)?)),
+            Network::Unet2d(m) => NetworkActs::Unet2d(Box::new(m.acts(config, device, self.dtype, batch)?)),
         };
         let c = &self.config;
         let output = Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;
@@ -205,6 +217,8 @@ impl Model {
         let (config, device, dtype, evaluations) = (&self.config, &self.device, self.dtype, times.len());
         let (labels, tables) = match &self.network {
             Network::FlowVit(m) => (1, Tables::FlowVit(m.new_conditions(config, device, dtype, evaluations)?)),
+            Network::FlowUnet(m) => (1, Tables::FlowUnet(m.new_conditions(device, evaluations)?)),
+            Network::Unet2d(m) => (1, Tables::Unet2d(m.new_conditions(device, evaluations)?)),
             Network::Dit(m) => {
                 let rows = evaluations * wanted.len();
                 (wanted.len(), Tables::Dit(Box::new(m.new_conditions(config, self.layers, device, dtype, rows)?)))
@@ -230,6 +244,8 @@ impl Model {
         device.run(|| match (&self.network, tables) {
             (Network::FlowVit(m), Tables::FlowVit(to)) => m.conditions(config, device, times, to),
             (Network::Dit(m), Tables::Dit(to)) => m.conditions(config, device, times, wanted, parameters.as_ref(), to),
+            (Network::FlowUnet(m), Tables::FlowUnet(to)) => m.conditions(config, device, times, to),
+            (Network::Unet2d(m), Tables::Unet2d(to)) => m.conditions(config, device, times, to),
             _ => Err(other_model()),
         })
     }
@@ -247,8 +263,40 @@ impl Model {
             (Network::Dit(m), Tables::Dit(c), NetworkActs::Dit(a)) => {
                 m.forward(config, device, inputs, c, a, output, tap)
             }
+            (Network::FlowUnet(m), Tables::FlowUnet(c), NetworkActs::FlowUnet(a)) => {
+                m.forward(device, inputs, c, a, output, tap)
+            }
+            (Network::Unet2d(m), Tables::Unet2d(c), NetworkActs::Unet2d(a)) => m.forward(device, inputs, c, a, output),
             _ => Err(other_model()),
         }
+    }
+}
+
+/// Why a GPU cannot run the model yet.
+fn gpu_problem(config: &ModelConfig) -> Option<String> {
+    match &config.network {
+        NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) => {
+            let head = t.hidden_size / t.num_heads;
+            let narrow = head < MIN_GPU_HEAD;
+            narrow.then(|| format!("heads of {head} channels, {MIN_GPU_HEAD} to 128 expected on a GPU"))
+        }
+        _ => Some("found a convolutional network, whose kernels for GPUs do not exist yet".into()),
+    }
+}
+
+/// About how many numbers the activations of one image take in a batch.
+pub fn activations(config: &ModelConfig) -> usize {
+    let pixels = config.image_size * config.image_size;
+    match &config.network {
+        NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) | NetworkConfig::Vit(t) => {
+            let (d, hidden) = (t.hidden_size, t.mlp_hidden);
+            // Token rows: x, h, qkv, hidden and a workspace as wide as the widest product.
+            config.tokens() * (5 * d + hidden + hidden.max(3 * d)) + 4 * pixels * config.out_channels
+        }
+        NetworkConfig::Smp(smp) => smp::forward::activations(smp, config.image_size),
+        NetworkConfig::Unet2d(unet) => unet.activations(config.image_size),
+        // None of these is sampled.
+        _ => 0,
     }
 }
 

@@ -88,6 +88,17 @@ impl ModelConfig {
         if let Some((_, size)) = size {
             self.image_size = size;
         }
+        if let Some((name, given)) = fields.text("prediction")? {
+            let found = Prediction::ALL.into_iter().find(|p| p.name() == given);
+            self.prediction = found.ok_or_else(|| {
+                let known: Vec<String> = Prediction::ALL.iter().map(|p| format!("{:?}", p.name())).collect();
+                format!("{name} is {given:?}, one of {} expected", known.join(", "))
+            })?;
+            if self.prediction != Prediction::Velocity {
+                // Diffusion models are asked at timesteps as they are, unless told otherwise.
+                self.time.scale = 1.0;
+            }
+        }
         if self.architecture().task() == Task::Generate {
             self.overlay_time(&fields)?;
         }
@@ -105,14 +116,7 @@ impl ModelConfig {
                 _ => return Err(format!("value_range is {range}, two rising numbers of f32 expected")),
             };
         }
-        if let Some((name, prediction)) = fields.text("prediction")? {
-            self.prediction = match prediction {
-                "velocity" => Prediction::Velocity,
-                "epsilon" => Prediction::Epsilon,
-                other => return Err(format!("{name} is {other:?}, \"velocity\" or \"epsilon\" expected")),
-            };
-        }
-        self.sampling.overlay(&fields, self.prediction)
+        self.sampling.overlay(&fields, self.prediction, learns)
     }
 
     fn overlay_time(&mut self, fields: &Fields) -> Result<(), String> {

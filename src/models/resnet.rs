@@ -1,6 +1,9 @@
 //! ResNet (He et al., arXiv 1512.03385) under torchvision's parameter names, which are timm's too: classifiers, and the
 //! encoders of U-Nets.
 
+pub mod classifier;
+pub mod trunk;
+
 use serde_json::{Map, Value, json};
 
 use super::config::{ModelConfig, NetworkConfig};

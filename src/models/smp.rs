@@ -2,6 +2,8 @@
 //! names of segmentation_models_pytorch 0.4 to 0.6, and the flow-matching wrapper of the lensing notebooks around them: a
 //! time embedding through two 1x1 convolutions, one number per image and channel, added to the output.
 
+pub mod forward;
+
 use serde_json::{Map, Value, json};
 
 use super::config::{ModelConfig, NetworkConfig};
@@ -49,11 +51,26 @@ pub struct SmpConfig {
     pub time: Option<TimeWidths>,
 }
 
+/// What a block of the decoder reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Features of the encoder, finest first.
+    Feature(usize),
+    /// The output of another block, by its place in [`SmpConfig::decoder_blocks`].
+    Block(usize),
+}
+
 /// One block of the decoder: two 3x3 convolutions with BatchNorm and ReLU over [upsampled, skips].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecoderBlock {
     /// Name below `decoder.blocks`.
     pub name: String,
+    /// Level of the decoder, coarsest first: its output has 1 / 2^(4 - level) of the image's side.
+    pub level: usize,
+    /// What is upsampled.
+    pub input: Source,
+    /// What stands beside it, in this order.
+    pub skips: Vec<Source>,
     /// Channels of the input that is upsampled.
     pub from: usize,
     /// Channels of all skips together.
@@ -69,30 +86,53 @@ impl SmpConfig {
         // Of each level: what is upsampled comes in, and the encoder's features of the upsampled size beside it.
         let coarse: Vec<usize> = [features[LEVELS - 1]].into_iter().chain(self.decoder_channels).collect();
         let skips: Vec<usize> = features[..LEVELS - 1].iter().rev().copied().chain([0]).collect();
-        let block = |name: String, from, skip, to| DecoderBlock { name, from, skip, to };
+        let last = LEVELS - 1;
         if self.decoder == Decoder::Unet {
-            let level = |l: usize| block(l.to_string(), coarse[l], skips[l], self.decoder_channels[l]);
+            let level = |level: usize| DecoderBlock {
+                name: level.to_string(),
+                level,
+                input: level.checked_sub(1).map_or(Source::Feature(last), Source::Block),
+                skips: last.checked_sub(level + 1).map(Source::Feature).into_iter().collect(),
+                from: coarse[level],
+                skip: skips[level],
+                to: self.decoder_channels[level],
+            };
             return (0..LEVELS).map(level).collect();
         }
-        let mut blocks = Vec::new();
-        for level in 0..LEVELS - 1 {
-            for depth in 0..=level {
+        let mut blocks: Vec<DecoderBlock> = Vec::new();
+        for level in 0..LEVELS {
+            // Deepest first: the others read it. The last level has one block alone, without skips.
+            for depth in (0..=if level < last { level } else { 0 }).rev() {
+                let find = |depth: usize, level: usize| {
+                    let name = format!("x_{depth}_{level}");
+                    blocks.iter().position(|b| b.name == name).map(Source::Block)
+                };
                 let (from, to) = match depth {
                     0 => (coarse[level], self.decoder_channels[level]),
                     _ => (skips[level - 1], skips[level]),
                 };
-                blocks.push(block(format!("x_{depth}_{level}"), from, skips[level] * (level + 1 - depth), to));
+                let before = level.checked_sub(1).and_then(|before| find(depth, before));
+                let deeper = (depth + 1..=level).filter_map(|depth| find(depth, level));
+                let feature = last.checked_sub(level + 1).map(Source::Feature);
+                let block = DecoderBlock {
+                    name: format!("x_{depth}_{level}"),
+                    level,
+                    input: before.unwrap_or(Source::Feature(last - level)),
+                    skips: if level < last { deeper.chain(feature).collect() } else { Vec::new() },
+                    from,
+                    skip: skips[level] * (level + 1 - depth),
+                    to,
+                };
+                blocks.push(block);
             }
         }
-        let last = LEVELS - 1;
-        blocks.push(block(format!("x_0_{last}"), coarse[last], 0, self.decoder_channels[last]));
         blocks
     }
 
     /// Parameters, under smp's names without the notebooks' outer `unet.unet.`.
     pub fn specs(&self, in_channels: usize, out_channels: usize, freq: usize) -> Vec<ParamSpec> {
         let mut specs = self.encoder.trunk_specs("encoder.", in_channels);
-        for DecoderBlock { name, from, skip, to } in self.decoder_blocks() {
+        for DecoderBlock { name, from, skip, to, .. } in self.decoder_blocks() {
             for (conv, inputs) in [("conv1", from + skip), ("conv2", to)] {
                 let at = format!("decoder.blocks.{name}.{conv}");
                 specs.push(ParamSpec::new(format!("{at}.0.weight"), &[to, inputs, 3, 3]));

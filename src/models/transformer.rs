@@ -60,7 +60,7 @@ impl TransformerConfig {
     /// One line: what was found, what was expected.
     pub(super) fn check(&self, size: usize) -> Result<(), String> {
         let patch = self.patch_size;
-        if size == 0 || patch == 0 || size % patch != 0 {
+        if size == 0 || patch == 0 || !size.is_multiple_of(patch) {
             return Err(format!("image_size is {size}, a multiple of the patch size {patch} expected"));
         }
         if size / patch > MAX_TOKENS.isqrt() {

@@ -1,5 +1,7 @@
 //! The U-Nets of the diffusers library: `UNet2DModel`, and `UNet2DConditionModel`, which attends to a context.
 
+pub mod forward;
+
 use serde_json::{Map, Value, json};
 
 use super::config::{ModelConfig, NetworkConfig, Prediction};
@@ -72,6 +74,21 @@ impl UnetConfig {
         1 << (self.channels.len() - 1)
     }
 
+    /// Channels of the skip that residual block `layer` of a level reads on the way up. Skips are the outputs on the way
+    /// down, last first: the last of a level is the input of its first block, with the channels of the finer level.
+    fn skip(&self, level: usize, layer: usize) -> usize {
+        self.channels[if layer < self.layers_per_block { level } else { level.saturating_sub(1) }]
+    }
+
+    /// About how many numbers the activations of one image of `size` pixels a side take.
+    pub fn activations(&self, size: usize) -> usize {
+        let levels = self.channels.iter().enumerate();
+        // Skips, what lies in a block on the way up, queries, keys and values.
+        let level =
+            |(level, channels): (usize, &usize)| (self.layers_per_block + 10) * channels * (size >> level).pow(2);
+        levels.map(level).sum()
+    }
+
     /// Heads of the attentions of a level.
     pub fn heads(&self, level: usize) -> usize {
         match &self.heads {
@@ -110,10 +127,9 @@ impl UnetConfig {
         for (block, level) in (0..levels).rev().enumerate() {
             let (at, to) = (format!("up_blocks.{block}"), self.channels[level]);
             for layer in 0..=self.layers_per_block {
-                // The skips are the outputs on the way down, last first: the last of a level is the input of its first
-                // block, which has the channels of the finer level.
-                let skip = if layer < self.layers_per_block { to } else { self.channels[level.saturating_sub(1)] };
-                specs.extend(ResBlock { from: from + skip, to, time }.specs(&format!("{at}.resnets.{layer}")));
+                specs.extend(
+                    ResBlock { from: from + self.skip(level, layer), to, time }.specs(&format!("{at}.resnets.{layer}")),
+                );
                 if self.up_attention[block] {
                     specs.extend(self.attention(&format!("{at}.attentions.{layer}"), to));
                 }

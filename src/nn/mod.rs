@@ -1,9 +1,11 @@
 //! Layers made of operations: weights on a device and a forward pass. Activations belong to the caller.
 
 pub mod block;
+pub mod conv;
 pub mod linear;
 pub mod norm;
 pub mod params;
+pub mod scratch;
 pub mod time;
 pub mod training;
 

@@ -162,6 +162,11 @@ impl<'a> Loader<'a> {
         if self.dtype == DType::F64 { value } else { self.dtype.round(value as f32).into() }
     }
 
+    /// The error for a parameter whose numbers cannot be.
+    pub fn refusal(&self, name: &str, reason: String) -> Error {
+        Error::input(self.source.origin(), format!("parameter {}: {reason}", self.name(name)))
+    }
+
     /// The type of tensors.
     pub fn dtype(&self) -> DType {
         self.dtype

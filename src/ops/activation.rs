@@ -219,7 +219,7 @@ fn gelu_tanh_slope<T: Real>(x: T) -> T {
 
 /// (x s(x))' = s (1 + x (1 - s)), s the logistic function.
 #[inline(always)]
-fn silu_slope<T: Real>(x: T) -> T {
+pub(super) fn silu_slope<T: Real>(x: T) -> T {
     let one = T::from_f64(1.0);
     let s = one / (one + (-x).exp());
     s * (one + x * (one - s))

@@ -7,21 +7,30 @@
 pub mod activation;
 pub mod attention;
 pub mod backward;
+pub mod batchnorm;
+mod channels;
+pub mod concat;
 pub mod conv;
+pub mod diffusion;
 pub mod dropout;
 pub mod embed;
 pub mod fold;
+pub mod grn;
+pub mod groupnorm;
 pub mod layernorm;
+pub mod layout;
 pub mod linear;
 pub mod loss;
 pub mod noise;
 pub mod optimizer;
 pub mod parts;
 pub mod patch;
+pub mod pool;
 pub mod product;
 mod reduce;
 pub(crate) mod simd;
 pub mod solver;
+pub mod upsample;
 
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::trace::Work;
@@ -61,12 +70,14 @@ pub(crate) use spec;
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
     all.push(attention::UNFUSED_LAYOUT);
-    all.extend([activation::LAYOUT, fold::LAYOUT, loss::LAYOUT, parts::LAYOUT]);
-    all.extend([activation::LAYOUT, loss::LAYOUT, dropout::LAYOUT]);
+    all.extend([activation::LAYOUT, dropout::LAYOUT, fold::LAYOUT, loss::LAYOUT, parts::LAYOUT]);
     all.extend(optimizer::LAYOUTS);
+    all.extend([groupnorm::LAYOUT, batchnorm::LAYOUT, grn::LAYOUT]);
+    all.extend([pool::LAYOUT, upsample::LAYOUT, concat::LAYOUT, layout::LAYOUT]);
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);
+    all.extend(diffusion::LAYOUTS);
     all
 }
 

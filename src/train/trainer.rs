@@ -64,8 +64,8 @@ pub struct Trainer {
     learner: Learner,
     loader: Loader,
     rule: ExampleRule,
-    /// Of the images to train on and to validate on.
-    parameters: [Option<ParameterRows>; 2],
+    /// Of the images to train on.
+    parameters: Option<ParameterRows>,
     rates: Schedule,
     average: EmaRule,
     state: State,
@@ -143,9 +143,7 @@ impl Trainer {
             },
             stop: plan.stop,
         };
-        let rows = |set: &DataSet, dropout: f64| ParameterRows::of(set, &plan.model.parameters, dropout);
-        let held_out = plan.validation.as_deref().map_or(Ok(None), |set| rows(set, 0.0))?;
-        let parameters = [rows(&plan.data, config.conditions.dropout)?, held_out];
+        let parameters = ParameterRows::of(&plan.data, &plan.model.parameters, config.conditions.dropout)?;
         let mut learner = Learner::new(&plan.model, &plan.device, options, read)?;
         let seed = config.run.seed;
         let mut loader = Loader::new(plan.data.clone(), config.data.batch_size, seed, config.data.threads)?;
@@ -306,13 +304,18 @@ impl Trainer {
 
     fn finish(&mut self, observe: Observe) -> Result<()> {
         let (run, step) = (self.plan.config.run.clone(), self.state.step);
+        let mut saved = self.saved == step;
         if run.validate_every > 0 && self.state.validated < step {
             self.validate(observe)?;
+            saved = false;
         }
         if run.sample_every > 0 && self.state.sampled < step {
             self.sample()?;
+            saved = false;
         }
-        self.save()?;
+        if !saved {
+            self.save()?;
+        }
         write_curve(self.folder.curve(), &Losses::read(self.folder.metrics())?)
     }
 
@@ -366,7 +369,7 @@ impl Trainer {
             let first = self.loader.state().position;
             let images = self.loader.next().ok_or_else(|| Error::Runtime("the data ended".into()))??;
             let mut examples = self.rule.examples(&images.images, &images.labels, first);
-            self.parameters[0].iter().for_each(|rows| rows.add(&self.rule, &images.indices, first, &mut examples));
+            self.parameters.iter().for_each(|rows| rows.add(&self.rule, &images.indices, first, &mut examples));
             let scale = self.loss_scale() / accumulate as f64;
             loss += self.learner.accumulate(&examples.borrow(), scale, first as u32)? / accumulate as f64;
         }
@@ -446,8 +449,7 @@ impl Trainer {
         let (run, threads) = (&self.plan.config.run, self.plan.config.data.threads);
         let (most, patience) = (run.validation_images, run.patience);
         if let Some(set) = self.plan.validation.clone().filter(|_| most > 0) {
-            let parameters = self.parameters[1].as_ref();
-            let (loss, images) = validation_loss(&mut self.learner, &set, most, threads, self.rule.null, parameters)?;
+            let (loss, images) = validation_loss(&mut self.learner, &set, most, threads, self.rule.null)?;
             let best = self.state.best.is_none_or(|best| loss < best);
             self.state.without_better = if best { 0 } else { self.state.without_better + 1 };
             if best {

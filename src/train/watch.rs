@@ -8,7 +8,7 @@ use crate::data::{DataSet, Loader};
 use crate::error::{Error, Result};
 use crate::flow::run::{Job, Noise, auto_batch, draw};
 use crate::flow::sampler::{Sampler, SamplerOptions};
-use crate::flow::schedule::{Schedule, Solver, TimeConvention};
+use crate::flow::schedule::{Schedule, TimeConvention};
 use crate::io::{GridPng, write_grid_png};
 use crate::models::Model;
 use crate::models::export::Parameters;
@@ -33,10 +33,10 @@ pub fn validation_loss(
     most: usize,
     threads: usize,
     null: Option<u32>,
-    parameters: Option<&ParameterRows>,
 ) -> Result<(f64, u64)> {
     let size = learner.batch();
     let rule = ExampleRule { seed: SEED, flow: FlowSection { label_dropout: 0.0, ..FlowSection::default() }, null };
+    let parameters = ParameterRows::of(set, &learner.config().parameters, 0.0)?;
     let mut loader = Loader::in_order(set.clone(), size, threads)?;
     let mut seen = 0;
     let mut next = || {
@@ -55,7 +55,7 @@ pub fn validation_loss(
         examples.target.resize(size * per_image, 0.0);
         examples.times.resize(size, 0.5);
         examples.labels.resize(size, 0);
-        if let Some(rows) = parameters {
+        if let Some(rows) = &parameters {
             rows.add(&rule, &batch.indices, seen as u64, &mut examples);
             rows.pad(size, &mut examples);
         }
@@ -75,7 +75,9 @@ pub fn sample_grid(learner: &Learner, run: &RunSection, stop: fn() -> bool, to: 
     let (config, device) = (learner.config(), learner.device());
     let parameters = Parameters::new("the model in training", learner.result()?);
     let model = Model::load(config.clone(), &parameters, device, DType::best(device))?;
-    let Some(schedule) = Schedule::new(Solver::Euler, run.sample_steps, TimeConvention::Train) else { return Ok(()) };
+    let (solver, shift) = (config.sampling.solver, config.sampling.time_shift);
+    let schedule = Schedule::shifted(solver, run.sample_steps, TimeConvention::Train, shift)
+        .ok_or_else(|| Error::Runtime(format!("no schedule of {} steps", run.sample_steps)))?;
     let batch = auto_batch(device, config, run.sample_images, false);
     let options = SamplerOptions { guidance: 1.0, clamp: true };
     let typical: Vec<f64> = config.parameters.iter().map(Parameter::typical).collect();

@@ -66,6 +66,7 @@ fn run_images(model: &Model, golden: &Golden, labels: &[u32]) -> BTreeMap<String
 fn tables(conditions: &Conditions) -> Vec<(String, &Tensor)> {
     match &conditions.tables {
         Tables::FlowVit(c) => vec![("time".into(), &c.time)],
+        Tables::FlowUnet(_) | Tables::Unet2d(_) => Vec::new(),
         Tables::Dit(c) => {
             let BlockConditions { attn, attn_gate, mlp, mlp_gate } = &c.blocks[0];
             let parts = [attn.shift(), attn.scale(), attn_gate, mlp.shift(), mlp.scale(), mlp_gate];
@@ -226,7 +227,7 @@ fn guided_trajectories_match_pytorch() {
 
 /// A trajectory on the GPU in every type: f32 near the golden, f16 and bf16 within twice the error that rounding every
 /// operation's output gives.
-fn gpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DType) -> Vec<f32>) {
+pub fn gpu_trajectory(name: &str, want: &[f32], bound: f64, run: impl Fn(&Device, DType) -> Vec<f32>) {
     for dtype in CUDA_DTYPES {
         let got = run(&cuda(), dtype);
         if dtype == DType::F32 {
@@ -442,7 +443,9 @@ fn full_size_block_on_the_gpu() {
 #[test]
 fn full_size_models_from_hashed_weights_match_pytorch() {
     let device = cpu();
-    for (name, file, label) in [("vit-b16", "flow_vit_b16_224", 0), ("nanodit", "nanodit_64", 2)] {
+    for (name, file, label) in
+        [("vit-b16", "flow_vit_b16_224", 0), ("nanodit", "nanodit_64", 2), ("unetpp-r34", "flow_unetpp_resnet34", 0)]
+    {
         let golden = Golden::open(&format!("f_fullsize_hash/{file}.safetensors"));
         let source = builtin::find(name).unwrap();
         let config = source.config().clone();

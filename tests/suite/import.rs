@@ -7,8 +7,10 @@ use arclet::error::Error;
 use arclet::io::{Checkpoint, TensorBytes, write_safetensors};
 use arclet::models::builtin::{self, sincos_positions};
 use arclet::models::config::{Classes, ModelConfig, NetworkConfig, Prediction};
+use arclet::models::diffusion::{Diffusion, Variance};
 use arclet::models::import::{Import, KeyDifferences};
 use arclet::models::parameters::Parameter;
+use arclet::models::sampling::Sampling;
 use arclet::models::transformer::TransformerConfig;
 use arclet::models::{Model, specs};
 use arclet::nn::params::WeightSource;
@@ -162,12 +164,16 @@ fn keys_and_shapes_tell_the_architecture() {
     for config in [dit(), flow_vit(), vit()] {
         assert_eq!(Draft::of(&config).read(), config);
     }
+    let diffusion = Diffusion { variance: Variance::LearnedRange, ..Diffusion::default() };
+    let sampling = Sampling { diffusion, ..Sampling::default() };
     let original = resized(dit(), |t| t.gelu_tanh = true);
-    let original = ModelConfig { out_channels: 2, prediction: Prediction::Epsilon, ..original };
+    let original = ModelConfig { out_channels: 2, prediction: Prediction::Epsilon, sampling, ..original };
     let read = Draft::of(&original).read();
     assert_eq!(read.time.scale, 1.0);
     assert_eq!(ModelConfig { time: original.time, ..read.clone() }, original);
-    assert!(read.sampling_problem().expect("no velocity").contains("epsilon"));
+    assert_eq!(read.sampling_problem(), None);
+    let strange = ModelConfig { out_channels: 3, ..original };
+    assert!(strange.sampling_problem().expect("channels").contains("3 output channels"));
     assert!(vit().sampling_problem().expect("no velocity").contains("classifies"));
     assert_eq!(dit().sampling_problem(), None);
 
@@ -363,6 +369,8 @@ fn a_configuration_may_not_contradict_the_shapes() {
         (json!({ "time_shift": 101 }), "time_shift is 101"),
         (json!({ "time_shift": "inf" }), "time_shift is \"inf\", a number expected"),
         (json!({ "time_shift": 2, "prediction": "epsilon" }), "only the times of velocity models"),
+        (json!({ "diffusion": {} }), "the model predicts a velocity"),
+        (json!({ "diffusion": { "variance_type": "learned_range" }, "prediction": "epsilon" }), "no output channels"),
         (json!({ "value_range": [0, 1e-60] }), "value_range"),
         (json!({ "value_range": [0, 1e60] }), "value_range"),
         (json!({ "value_range": [1, 0] }), "value_range"),
@@ -372,7 +380,14 @@ fn a_configuration_may_not_contradict_the_shapes() {
         dit.clone().config(config).refused(&["configuration", part]);
     }
     assert_eq!(with(&dit, json!({ "value_range": [0, 2], "mlp_ratio": 2 })).value_range, (0.0, 2.0));
-    assert_eq!(with(&dit, json!({ "prediction": "epsilon" })).prediction, Prediction::Epsilon);
+    for (name, prediction) in
+        [("epsilon", Prediction::Epsilon), ("v_prediction", Prediction::V), ("sample", Prediction::Sample)]
+    {
+        let read = with(&dit, json!({ "prediction": name }));
+        // Asked at timesteps as they are.
+        assert_eq!((read.prediction, read.time.scale), (prediction, 1.0));
+    }
+    assert_eq!(with(&dit, json!({ "prediction": "epsilon", "t_scale": 1000 })).time.scale, 1000.0);
     assert_eq!(with(&dit, json!({ "time_shift": 0.5 })).sampling.time_shift, 0.5);
 }
 

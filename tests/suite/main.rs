@@ -3,8 +3,10 @@
 
 mod cli;
 mod common;
+mod conv_models;
 mod data;
 mod device;
+mod diffusion;
 mod dropout;
 mod engines;
 mod goldens;
@@ -21,4 +23,5 @@ mod simulate;
 mod static_table;
 mod tiles;
 mod trace;
+mod train;
 mod zoo;

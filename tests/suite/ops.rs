@@ -2,6 +2,7 @@
 
 mod attention_unfused;
 mod conv;
+mod diffusion;
 
 use arclet::device::Device;
 use arclet::device::probe::phase_times;

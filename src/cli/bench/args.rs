@@ -58,8 +58,8 @@ impl Measure {
 /// multiply-add of the matrix products, NFE are function evaluations per image.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Weights file, model folder, or built-in model: lens-dit-s, vit-b16 or nanodit (the latter two of full size, with
-    /// made-up weights)
+    /// Weights file, model folder, or built-in model: lens-dit-s, vit-b16, nanodit or unetpp-r34 (the latter three of full
+    /// size, with made-up weights)
     #[arg(long, value_name = "PATH|NAME", default_value = "vit-b16")]
     pub(super) model: PathBuf,
     /// What to measure [default: calls on the CPU, everything but the simulator on a GPU]

@@ -23,6 +23,7 @@ use arclet::device::level::Level;
 use arclet::error::{Error, Result};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
 use arclet::models::Model;
+use arclet::models::config::{NetworkConfig, Prediction};
 use arclet::ops::product::ceilings;
 use arclet::tensor::DType;
 
@@ -70,8 +71,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return against::run(args);
     }
     let source = Source::open(Some(&args.model))?;
-    let weights = source.velocity_weights(quiet)?;
+    let weights = source.sampled_weights(quiet)?;
     let config = weights.config();
+    if config.prediction != Prediction::Velocity {
+        let found = config.prediction.name();
+        let reason = format!("found a diffusion model that predicts {found}; bench measures velocity models");
+        return Err(Error::input(&args.model, reason));
+    }
+    if matches!(config.network, NetworkConfig::Unet2d(_)) {
+        let found = config.architecture().name();
+        return Err(Error::input(&args.model, format!("found {found}, whose operations bench does not count yet")));
+    }
     let image = [config.in_channels, config.image_size, config.image_size];
     let compute = ComputeArgs { device: args.device, dtype: DTypeChoice::Auto, threads: args.threads };
     if args.launches {

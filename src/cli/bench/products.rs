@@ -1,7 +1,10 @@
 //! The matrix products of one evaluation of a model: how much work they are, and the same products alone through
 //! `gemm`, the yardstick of the CPU path.
 
-use arclet::models::config::{Architecture, ModelConfig};
+use arclet::models::config::{Architecture, ModelConfig, NetworkConfig};
+use arclet::models::resnet::ResBlock;
+use arclet::models::smp::SmpConfig;
+use arclet::models::specs;
 use arclet::ops::linear::{matmul, matmul_t};
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -42,8 +45,40 @@ impl Product {
     }
 }
 
-/// The products that one evaluation of one image runs, in order.
+/// The products that one evaluation of one image runs, in order. PRECOND: a model that can be sampled.
 pub fn products(config: &ModelConfig) -> Vec<Product> {
+    match &config.network {
+        NetworkConfig::Smp(smp) => convolutions(config, smp),
+        _ => of_transformer(config),
+    }
+}
+
+/// The convolutions of a U-Net as products: a row for each pixel, a sum over channels and kernel.
+fn convolutions(config: &ModelConfig, smp: &SmpConfig) -> Vec<Product> {
+    let (size, blocks) = (config.image_size, smp.decoder_blocks());
+    let bottleneck = smp.encoder.block == ResBlock::Bottleneck;
+    // Sides of the output of the convolution called `name`.
+    let side = |name: &str| match name.split('.').collect::<Vec<_>>()[..] {
+        ["encoder", "conv1", ..] => size >> 1,
+        ["encoder", stage, block, conv, ..] => {
+            let stage: usize = stage.trim_start_matches("layer").parse().unwrap_or(1);
+            // The middle convolution of a bottleneck halves.
+            let before = bottleneck && stage > 1 && block == "0" && conv == "conv1";
+            size >> (stage + usize::from(!before))
+        }
+        ["decoder", "blocks", name, ..] => {
+            blocks.iter().find(|b| b.name == name).map_or(size, |b| size >> (4 - b.level))
+        }
+        ["segmentation_head", ..] => size,
+        _ => 1,
+    };
+    let matrices = specs(config).into_iter().filter(|s| s.shape.len() > 1);
+    matrices
+        .map(|s| Product::Linear { m: side(&s.name).pow(2), n: s.shape[0], k: s.shape[1..].iter().product() })
+        .collect()
+}
+
+fn of_transformer(config: &ModelConfig) -> Vec<Product> {
     let (d, tokens) = (config.transformer().hidden_size, config.tokens());
     let pixels = config.transformer().patch_size * config.transformer().patch_size;
     let linear = |m, n, k| Product::Linear { m, n, k };
@@ -189,6 +224,8 @@ mod tests {
     fn operations_are_the_published_ones() {
         let config = builtin::find("vit-b16").unwrap().config().clone();
         assert!((flops(&config) / 1e9 - 35.25).abs() < 0.005, "{}", flops(&config));
+        let config = builtin::find("unetpp-r34").unwrap().config().clone();
+        assert_eq!(flops(&config), 27_992_916_224.0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::error::{Error, Result};
 use arclet::io::write_atomic;
-use arclet::models::config::ModelConfig;
+use arclet::models::config::{ModelConfig, NetworkConfig};
 use arclet::ops::Columns;
 use arclet::ops::linear::{Operands, Plan, Workspace, candidates, linear_by, predicted};
 use arclet::rng::normals;
@@ -42,6 +42,12 @@ struct Key {
 /// # Errors
 /// [`Error::Output`] for a table that cannot be written, [`Error::Input`] for one that cannot be read; the device's.
 pub fn tune(config: &ModelConfig, cuda: &Cuda, runs: Runs, path: &Path) -> Result<()> {
+    if !matches!(config.network, NetworkConfig::FlowVit(_) | NetworkConfig::Dit(_)) {
+        let found = config.architecture().name();
+        return Err(Error::usage(format!(
+            "--tune: found {found}, a transformer expected: tiles are those of its products"
+        )));
+    }
     let mut table = read(path)?;
     for product in products(config) {
         let Product::Linear { m: rows, n, k } = product else { continue };

@@ -119,7 +119,7 @@ pub fn add_images(device: &Device, dy: &Tensor, dp: &mut Tensor) -> Result<()> {
 }
 
 /// to += the sum of `planes` planes of f32 from `address` on, each of to's size, in their order.
-pub(super) fn add_planes(cuda: &Cuda, address: u64, to: &mut Tensor, planes: usize) -> Result<()> {
+pub(in crate::ops) fn add_planes(cuda: &Cuda, address: u64, to: &mut Tensor, planes: usize) -> Result<()> {
     let spec = SumsSpec::new(planes, 1, to.len())?;
     let (pointers, bytes) = ([address, to.address(0)?], (planes + 2) * to.bytes());
     launch_elementwise(
@@ -133,7 +133,7 @@ pub(super) fn add_planes(cuda: &Cuda, address: u64, to: &mut Tensor, planes: usi
 }
 
 /// Refuses a scratch of another type or of fewer than `elements` elements.
-pub(super) fn wanted(scratch: &Tensor, elements: usize, of: &Tensor) -> Result<()> {
+pub(in crate::ops) fn wanted(scratch: &Tensor, elements: usize, of: &Tensor) -> Result<()> {
     if scratch.dtype() == of.dtype().wide() && scratch.len() >= elements {
         return Ok(());
     }
@@ -166,7 +166,7 @@ fn by_columns(
 
 vectorized! {
     /// to += from.
-    pub(super) fn accumulate(to: &mut [T], from: &[T]) {
+    pub(in crate::ops) fn accumulate(to: &mut [T], from: &[T]) {
         to.iter_mut().zip(from).for_each(|(to, &from)| *to += from);
     }
 }

@@ -131,10 +131,13 @@ pub(super) fn packed(
                 for (rows, to) in tiles().zip(space.chunks_mut(tile_rows * lines)) {
                     pack(kernel, &part.patches, rows, &mut to[..rows.len() * lines]);
                 }
-                for panel in (0..part.weight.panels()).step_by(kernel.panels()) {
-                    let panels = part.weight.group(panel, kernel.panels());
+                // Groups of one size: a last one of a single panel would leave registers empty.
+                let count = part.weight.panels();
+                let per_group = count.div_ceil(count.div_ceil(kernel.panels()));
+                for panel in (0..count).step_by(per_group) {
+                    let panels = part.weight.group(panel, per_group);
                     let first = panel * LANES;
-                    let width = (kernel.panels() * LANES).min(block.columns.len() - first);
+                    let width = (per_group * LANES).min(block.columns.len() - first);
                     for (rows, a) in tiles().zip(space.chunks(tile_rows * lines)) {
                         let sums = kernel.multiply(&a[..rows.len() * lines], rows.len(), panels, &mut out);
                         let stride = sums.len() / rows.len();

@@ -1,5 +1,7 @@
 //! Depthwise convolutions on the CPU: sums of 16 channels of some neighbouring pixels in registers.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Geometry;
@@ -62,27 +64,19 @@ vectorized! {
         let (image, at) = (line / d.output[0], line % d.output[0]);
         let Some(y) = rows.base(at) else { return };
         let count = (d.output[1] + columns.every - 1).saturating_sub(columns.first) / columns.every;
+        let inside = inside(columns, count, d.size[1]);
         let mut channel = 0;
         for source in &d.sources {
-            let whole = source.count / 16 * 16;
-            for first in (0..count).step_by(PIXELS) {
-                let last = first + PIXELS - 1;
-                if last < count && is_inside(columns, first, last, d.size[1]) {
-                    for c in (0..whole).step_by(16) {
-                        strip::<T, 16, PIXELS, false>(d, source, (image, y), phase, first, [c, channel + c], sums);
-                    }
-                    for c in whole..source.count {
-                        strip::<T, 1, PIXELS, false>(d, source, (image, y), phase, first, [c, channel + c], sums);
-                    }
-                    continue;
-                }
-                for x in first..count.min(last + 1) {
-                    for c in (0..whole).step_by(16) {
-                        strip::<T, 16, 1, true>(d, source, (image, y), phase, x, [c, channel + c], sums);
-                    }
-                    for c in whole..source.count {
-                        strip::<T, 1, 1, true>(d, source, (image, y), phase, x, [c, channel + c], sums);
-                    }
+            let place = (image, y);
+            for x in (0..inside.start).chain(inside.end..count) {
+                strips::<T, 1, true>(d, source, place, phase, x, channel, sums);
+            }
+            for x in inside.clone().step_by(PIXELS) {
+                // The last strip begins so early that it is whole; where there is none, pixel by pixel.
+                match (x + PIXELS <= inside.end, inside.len() >= PIXELS) {
+                    (true, _) => strips::<T, PIXELS, false>(d, source, place, phase, x, channel, sums),
+                    (_, true) => strips::<T, PIXELS, false>(d, source, place, phase, inside.end - PIXELS, channel, sums),
+                    _ => (x..inside.end).for_each(|x| strips::<T, 1, true>(d, source, place, phase, x, channel, sums)),
                 }
             }
             channel += source.count;
@@ -90,11 +84,42 @@ vectorized! {
     }
 }
 
-/// Whether all taps of outputs `first` to `last` read pixels of a line of `width`.
+/// The outputs of a line whose taps all read pixels of an input line of `width`.
 #[inline(always)]
-fn is_inside(axis: &Axis, first: usize, last: usize, width: usize) -> bool {
-    let (Some(low), Some(high)) = (axis.taps.first(), axis.taps.last()) else { return false };
-    (first * axis.stride) as isize + low.offset >= 0 && (last * axis.stride) as isize + high.offset < width as isize
+fn inside(axis: &Axis, count: usize, width: usize) -> Range<usize> {
+    let (Some(low), Some(high)) = (axis.taps.first(), axis.taps.last()) else { return 0..0 };
+    let first = usize::try_from(-low.offset).unwrap_or(0).div_ceil(axis.stride).min(count);
+    let room = usize::try_from(width as isize - high.offset).unwrap_or(0);
+    first..room.div_ceil(axis.stride).clamp(first, count)
+}
+
+/// All channels of a source for P outputs of a line.
+#[inline(always)]
+fn strips<T: Real, const P: usize, const CHECKED: bool>(
+    d: &Depthwise<T>,
+    source: &Source<T>,
+    place: (usize, isize),
+    phase: &Phase,
+    first: usize,
+    channel: usize,
+    sums: &mut [T],
+) {
+    let mut c = 0;
+    if P == 1 {
+        // One pixel has too few sums to wait for each other.
+        while c + 64 <= source.count {
+            strip::<T, 64, P, CHECKED>(d, source, place, phase, first, [c, channel + c], sums);
+            c += 64;
+        }
+    }
+    while c + 16 <= source.count {
+        strip::<T, 16, P, CHECKED>(d, source, place, phase, first, [c, channel + c], sums);
+        c += 16;
+    }
+    while c < source.count {
+        strip::<T, 1, P, CHECKED>(d, source, place, phase, first, [c, channel + c], sums);
+        c += 1;
+    }
 }
 
 /// W channels of P outputs of a line; `CHECKED`: some taps may lie outside.

@@ -50,7 +50,8 @@ vectorized! { plain
     fn pack_f32(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
         for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(LANES)) {
             match <&[f32; LANES]>::try_from(x) {
-                Ok(x) => line.0 = x.map(f32::to_bits),
+                // One copy of the whole line: number by number it is no vector instruction.
+                Ok(x) => *line = bytemuck::cast(*x),
                 Err(_) => line.0 = std::array::from_fn(|i| x.get(i).map_or(0, |v| v.to_bits())),
             }
         }

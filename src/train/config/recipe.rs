@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::section::{positive, section, share, within};
+use crate::models::sampling::{MAX_TIME_SHIFT, Sampling, Solver, is_time_shift};
 use crate::tensor::DType;
 
 /// How the time of a training example is drawn.
@@ -69,6 +70,12 @@ section! {
         logit_std: f64 = 1.0,
         /// Probability that an example is learned without its class, for classifier-free guidance.
         label_dropout: f64 = 0.1,
+        /// Shift of the time grid that the model is sampled on unless the user says otherwise; below 1 its steps are shorter
+        /// near the data. By default 1, or that of the model that is gone on from.
+        time_shift: Option<f64> = None,
+        /// Solver that the model is sampled with unless the user says otherwise. By default Euler's, or that of the model that
+        /// is gone on from.
+        solver: Option<Solver> = None,
     }
 }
 
@@ -79,7 +86,16 @@ impl FlowSection {
         if self.time == TimeDensity::Uniform && (self.logit_mean, self.logit_std) != (0.0, 1.0) {
             return Err("logit_mean and logit_std need time = \"logit_normal\"".into());
         }
+        if let Some(shift) = self.time_shift.filter(|&shift| !is_time_shift(shift)) {
+            return Err(format!("time_shift is {shift}, a number above 0 and up to {MAX_TIME_SHIFT} expected"));
+        }
         share("label_dropout", self.label_dropout)
+    }
+
+    /// How the model is sampled, where `own` is how it was.
+    pub fn sampling(&self, own: Sampling) -> Sampling {
+        let time_shift = self.time_shift.unwrap_or(own.time_shift);
+        Sampling { time_shift, solver: self.solver.unwrap_or(own.solver), ..own }
     }
 }
 

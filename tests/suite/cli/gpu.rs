@@ -7,7 +7,7 @@ use super::{Desk, Ended, ended, golden_weights};
 use crate::common::relative_error;
 
 /// The program with the emulated driver where its loader looks first.
-fn on_emulated_gpu(desk: &Desk, arguments: &str) -> Command {
+pub(super) fn on_emulated_gpu(desk: &Desk, arguments: &str) -> Command {
     let mut command = desk.command(arguments);
     let folder = Path::new(arclet_emu::LIBCUDA).parent().expect("the emulated driver lies in a folder");
     command.env("LD_LIBRARY_PATH", folder);
@@ -19,7 +19,7 @@ fn run(command: &mut Command) -> Ended {
 }
 
 /// Whether the program runs against the machine's own driver, which these tests cannot take away.
-fn real_driver() -> bool {
+pub(super) fn real_driver() -> bool {
     arclet_emu::real_driver()
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod diffusion;
 mod embedded;
 mod gpu;
 mod parameters;
@@ -9,6 +10,7 @@ mod refusals;
 mod samples;
 mod shards;
 mod simulate;
+mod train;
 mod verbs;
 
 use std::path::{Path, PathBuf};
@@ -20,21 +22,21 @@ use serde_json::Value;
 use crate::common::{data, root};
 
 /// A folder of its own for one test, where the program runs.
-struct Desk(tempfile::TempDir);
+pub struct Desk(tempfile::TempDir);
 
 /// How a run of the program ended.
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a temporary folder"))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -51,7 +53,7 @@ impl Desk {
     }
 
     /// Runs the program and wants it to succeed.
-    fn ok(&self, arguments: &str) -> Ended {
+    pub fn ok(&self, arguments: &str) -> Ended {
         let end = self.run(arguments);
         assert_eq!(end.code, 0, "arclet {arguments}: {}", end.stderr);
         end
@@ -67,11 +69,11 @@ impl Desk {
     }
 
     /// Images of a .npy file and their shape.
-    fn images(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+    pub fn images(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         read_npy_f32(self.path(name), NonFinite::Refuse).expect("images")
     }
 
-    fn recipe(&self, name: &str) -> Value {
+    pub fn recipe(&self, name: &str) -> Value {
         serde_json::from_slice(&self.bytes(name)).expect("a recipe")
     }
 

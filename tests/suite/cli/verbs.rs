@@ -66,6 +66,7 @@ fn inspect_counts_the_published_parameters() {
     let desk = Desk::new();
     assert_eq!(desk.json("inspect vit-b16 --json")["parameters"], 87_371_014);
     assert_eq!(desk.json("inspect nanodit --json")["parameters"], 29_283_844);
+    assert_eq!(desk.json("inspect unetpp-r34 --json")["parameters"], 26_236_946);
 }
 
 /// What does not fit is shown, key by key, and is an error.

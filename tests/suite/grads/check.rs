@@ -213,6 +213,22 @@ fn compare_f32(case: &dyn Differentiable, device: &Device, dy: &[f64], exact: &[
     }
 }
 
+/// The output and the gradients from `dy` on the CPU are `want` (first the output, then one an input): in f64 within 3e-7, in f32
+/// within 1e-5.
+pub fn agrees_with(case: &dyn Differentiable, dy: &[f64], want: &[Vec<f64>]) {
+    let device = cpu();
+    for (dtype, bound) in [(DType::F64, 3e-7), (DType::F32, 1e-5)] {
+        let mut got = vec![forward(case, &device, dtype, &given(case)).to_f64(&device).unwrap()];
+        got.extend(gradients(case, &device, dtype, dy, 1));
+        assert_eq!(got.len(), want.len(), "{}", case.name());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let what = if i == 0 { "output" } else { case.inputs()[i - 1].name };
+            let error = worst(got, want);
+            assert!(error < bound, "{}: {what} in {dtype}: relative error {error:.2e}", case.name());
+        }
+    }
+}
+
 /// The GPU against the CPU in f64 by the rules of `engines::check`: forward and every gradient, after two passes.
 pub fn on_gpu(case: &dyn Differentiable) {
     let (cpu, cuda) = (rounding_cpu(), cuda());

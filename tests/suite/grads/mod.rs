@@ -2,5 +2,10 @@
 
 mod attention;
 mod check;
+mod image_goldens;
+mod image_ops;
+mod layers;
+mod norm_ops;
 mod ops;
-mod torch;
+mod parts_ops;
+pub mod torch;

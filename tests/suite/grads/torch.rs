@@ -21,22 +21,28 @@ pub struct Images {
 }
 
 impl Images {
-    /// Those of the golden file.
-    pub fn of(golden: &Golden) -> Self {
-        let (data, noise, times) = (golden.f32("in.data"), golden.f32("in.noise"), golden.f32("in.t"));
+    /// Those of the golden file, behind a prefix of their names.
+    pub fn of(golden: &Golden, prefix: &str) -> Self {
+        let at = |name: &str| format!("{prefix}{name}");
+        let [data, noise, times] = ["in.data", "in.noise", "in.t"].map(|name| golden.f32(&at(name)));
         let per_image = data.len() / times.len();
         let pairs = || data.iter().zip(&noise).enumerate();
         let mix = |(i, (&d, &n)): (usize, (&f32, &f32))| {
             let t = f64::from(times[i / per_image]);
             ((1.0 - t) * f64::from(d) + t * f64::from(n)) as f32
         };
-        let labels = golden.names().iter().any(|n| n == "in.y").then(|| golden.i64("in.y"));
+        let labels = golden.names().contains(&at("in.y")).then(|| golden.i64(&at("in.y")));
         Self {
             x: pairs().map(mix).collect(),
             target: pairs().map(|(_, (d, n))| n - d).collect(),
             times: times.iter().map(|&t| t.into()).collect(),
             labels: labels.iter().flatten().map(|&y| y as u32).collect(),
         }
+    }
+
+    /// How many.
+    pub fn batch(&self) -> usize {
+        self.times.len()
     }
 
     /// As a step takes them.
@@ -66,7 +72,7 @@ fn gradients(
     keeping: Keeping,
 ) -> (f64, Vec<(String, Vec<f32>)>) {
     let (config, params, file_name) = model(folder, device, dtype);
-    let images = Images::of(golden);
+    let images = Images::of(golden, "");
     let mut grads = Params::zeros(&config, device, dtype.wide()).unwrap();
     let mut step = Step::new(&config, &params, device, images.times.len(), keeping).unwrap();
     step.set(&images.examples(), 1.0).unwrap();

@@ -1,0 +1,113 @@
+"""G: small convolutional networks whose weights are the hash of gen_f_fullsize_hash.py (of the names without the notebooks'
+leading `unet.`), so that no weight file is needed: outputs, and trajectories of the flow-matching U-Net++, in float64.
+
+    pip install torch diffusers segmentation-models-pytorch==0.6.0 timm torchvision
+    REF_OUT=... python3 gen_g_conv_hash.py      (the configurations are those of the key tables a4 and a5)
+
+Input NAME is 1.5 s (NAME in.ctx likewise) with s the hash of "input.NAME".
+"""
+from refcommon import *
+from refmodels import *
+from segmentation_models_pytorch.encoders import encoders
+from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
+from torchvision.models.resnet import BasicBlock
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+
+
+def hash_s(key, n):
+    h = 14695981039346656037
+    for b in key.encode(): h = ((h ^ b) * 1099511628211) & (2**64 - 1)
+    with np.errstate(over="ignore"):
+        z = np.uint64(h) + (np.arange(n, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z ^= z >> np.uint64(30); z *= np.uint64(0xBF58476D1CE4E5B9); z ^= z >> np.uint64(27); z *= np.uint64(0x94D049BB133111EB); z ^= z >> np.uint64(31)
+    return 2 * ((z >> np.uint64(40)).astype(np.float64) / 2.0**24) - 1
+
+
+def fill(m):
+    with torch.no_grad():
+        for k, v in m.state_dict().items():
+            key = k
+            while key.startswith("unet."): key = key[5:]
+            s = hash_s(key, v.numel()); last = key.split(".")[-1]
+            if last == "running_var": w = 1 + 0.5 * s
+            elif last == "running_mean": w = 0.2 * s
+            elif last == "num_batches_tracked": w = 0 * s
+            elif v.ndim <= 1: w = 1 + 0.2 * s if last == "weight" else 0.1 * s
+            else: w = s * math.sqrt(3.0 / v[0].numel())
+            v.copy_(torch.from_numpy(w.astype(np.float32)).view(v.shape).to(v.dtype))
+    return m.eval()
+
+
+def inp(name, *shape):
+    return torch.from_numpy((1.5 * hash_s("input." + name, int(np.prod(shape)))).astype(np.float32)).view(shape)
+
+
+D = os.path.join(OUT, "g_conv_hash"); os.makedirs(D, exist_ok=True)
+
+
+def golden(name, m, run):
+    fill(m)
+    with torch.no_grad():
+        o32 = run(m, torch.float32); o64 = run(m.double(), torch.float64)
+    e = errs(o64, o32)
+    print(name, {k: f"{v['max_abs_err']:.1e} of {v['max_abs']:.3g}" for k, v in e.items()}, flush=True)
+    save_file(tof32(o64), os.path.join(D, name + ".safetensors"), metadata=dict(f32_err=json.dumps(e), rule=__doc__))
+
+
+class NarrowResNet(ResNetEncoder):
+    """As in gen_a4_unetpp.py: widths 16, 16, 32, 64, 128."""
+    def __init__(self, w=16, layers=(1, 2, 1, 1), **kw):
+        super().__init__(block=BasicBlock, layers=list(layers), out_channels=[3, w, w, 2 * w, 4 * w, 8 * w], **kw)
+        self.inplanes = w
+        self.conv1 = nn.Conv2d(3, w, 7, 2, 3, bias=False); self.bn1 = nn.BatchNorm2d(w)
+        self.layer1 = self._make_layer(BasicBlock, w, layers[0])
+        self.layer2 = self._make_layer(BasicBlock, 2 * w, layers[1], stride=2)
+        self.layer3 = self._make_layer(BasicBlock, 4 * w, layers[2], stride=2)
+        self.layer4 = self._make_layer(BasicBlock, 8 * w, layers[3], stride=2)
+
+
+encoders["narrow-resnet"] = dict(encoder=NarrowResNet, pretrained_settings={}, params=dict(depth=5))
+
+
+def flow(m, dtype):
+    x = inp("x", 2, 1, 64, 64).to(dtype)
+    out = {"out.v": m(x, torch.tensor([0.3, 0.85], dtype=dtype))}
+    y = x.clone()
+    for i in range(10):  # t = 1 .. 0.1, as in training
+        y = y - 0.1 * m(y, torch.full((2,), 1 - i / 10, dtype=dtype))
+    out["out.euler10"] = y
+    y, grid = x.clone(), torch.linspace(0, 1, 20, dtype=torch.float64)
+    for a, b in zip(grid[:-1], grid[1:]):  # time rising from 0, the velocity negated, as the notebooks sample
+        y = y - (b - a).to(dtype) * m(y, torch.full((2,), float(a), dtype=dtype))
+    out["out.euler20_notebook"] = y
+    return out
+
+
+golden("unetpp_flow", FlowMatching(FlowUNetPP(encoder_name="narrow-resnet", decoder_channels=(48, 32, 16, 16, 8))), flow)
+
+
+def vae(m, dtype):
+    with diffusers_f64_timesteps():
+        d = m.encode(inp("x", 2, 3, 32, 32).to(dtype)).latent_dist
+        return {"out.mean": d.mean, "out.logvar": d.logvar, "out.decoded": m.decode(inp("z", 2, 4, 16, 16).to(dtype)).sample}
+
+
+golden("autoencoder_kl", AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, sample_size=32, layers_per_block=1, block_out_channels=[16, 32], norm_num_groups=8, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2), vae)
+
+
+def unet(m, dtype):
+    with diffusers_f64_timesteps():
+        return {"out.eps": m(inp("x", 2, 1, 16, 16).to(dtype), torch.tensor([17.0, 803.0], dtype=dtype), return_dict=False)[0]}
+
+
+for name, more in [("unet2d", {}), ("unet2d_padding0", dict(downsample_padding=0, flip_sin_to_cos=False, freq_shift=1))]:
+    golden(name, UNet2DModel(sample_size=16, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=16, down_block_types=["DownBlock2D", "AttnDownBlock2D"], up_block_types=["AttnUpBlock2D", "UpBlock2D"], **more), unet)
+
+
+def condition(m, dtype):
+    with diffusers_f64_timesteps():
+        x, ctx = inp("x", 2, 4, 16, 16).to(dtype), inp("ctx", 2, 5, 24).to(dtype)
+        return {"out.eps": m(x, torch.tensor([3.0, 640.0], dtype=dtype), ctx, return_dict=False)[0]}
+
+
+golden("unet2d_condition", UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=2, cross_attention_dim=24, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]), condition)

@@ -1,0 +1,280 @@
+//! Convolutional networks against PyTorch in f64. Their weights are a hash of their names: outputs, and trajectories of the
+//! flow-matching U-Net++, in the library and by the command line.
+
+use std::path::Path;
+
+use arclet::error::{Error, Result};
+use arclet::flow::sampler::{Sampler, SamplerOptions};
+use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
+use arclet::io::{TensorBytes, write_npy_f32, write_safetensors};
+use arclet::models::autoencoder_kl::coder::Autoencoder;
+use arclet::models::builtin::{hash_uniform, hashed};
+use arclet::models::config::{ModelConfig, NetworkConfig};
+use arclet::models::resnet::classifier::ResNet;
+use arclet::models::{Inputs, Model, specs};
+use arclet::nn::params::WeightSource;
+use arclet::tensor::{DType, Tensor};
+use serde_json::json;
+
+use crate::cli::Desk;
+use crate::common::{Golden, cpu, relative_error, rms_error, rounding_cpu};
+use crate::engines::cuda;
+use crate::zoo::Table;
+
+/// The network of a key table with hashed weights.
+struct Hashed(ModelConfig);
+
+impl WeightSource for Hashed {
+    fn origin(&self) -> &Path {
+        Path::new("hash")
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let spec = specs(&self.0).into_iter().find(|s| s.name == name);
+        let shape = spec.ok_or_else(|| Error::Runtime(format!("no parameter {name}")))?.shape;
+        Ok(hashed(name, &shape))
+    }
+}
+
+/// The golden input: [1, 3, side, side].
+fn image(golden: &Golden, side: usize) -> Tensor {
+    let x: Vec<f32> = hash_uniform("input.x", 3 * side * side).map(|s| (1.5 * s) as f32).collect();
+    assert_eq!(x[..8], golden.f32("in.x_first8"));
+    Tensor::from_f32(&cpu(), DType::F32, &[1, 3, side, side], &x).unwrap()
+}
+
+fn rms(values: &[f32]) -> f32 {
+    (values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64).sqrt() as f32
+}
+
+#[test]
+fn a_full_size_resnet_matches_pytorch() {
+    let golden = Golden::open("f_fullsize_hash/timm_resnet34.safetensors");
+    let source = Hashed(Table::open("timm_resnet34").read());
+    let NetworkConfig::ResNet(resnet) = &source.0.network else { panic!("another network") };
+    let x = image(&golden, 224);
+    let want = golden.f32("out");
+    let logits = |device, dtype| {
+        let resnet = ResNet::load(&source.0, resnet, &source, &device, dtype).unwrap();
+        let mut deep = 0.0;
+        let logits = device
+            .run(|| {
+                resnet.logits(&x, &mut |name, features| {
+                    if name == "enc5" {
+                        deep = rms(&features.to_f32(&device).unwrap());
+                    }
+                })
+            })
+            .unwrap();
+        (logits.to_f32(&device).unwrap(), deep)
+    };
+    let (found, deep) = logits(cpu(), DType::F32);
+    let error = relative_error(&found, &want);
+    println!("resnet34: {error:.2e}");
+    assert!(error <= golden.bound("out", 1e-4), "{error:.2e}");
+    let wanted = golden.f32("rms.layer4")[0];
+    assert!((deep / wanted - 1.0).abs() < 1e-4, "{deep} {wanted}");
+    // bf16 as this machine multiplies it, against rounding after every operation.
+    let [ours, yardstick] = [cpu(), rounding_cpu()].map(|d| rms_error(&logits(d, DType::BF16).0, &want));
+    println!("bf16: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
+    assert!(ours <= 2.0 * yardstick);
+}
+
+/// The small flow-matching U-Net++ of the key table a4, at 64 pixels.
+fn small_unetpp() -> Hashed {
+    Hashed(Table::open("a4_unetpp_flow").with("image_size", json!(64)).read())
+}
+
+/// `n` numbers of the golden input `name`.
+fn input(name: &str, n: usize) -> Vec<f32> {
+    hash_uniform(&format!("input.{name}"), n).map(|s| (1.5 * s) as f32).collect()
+}
+
+/// Each image at its own time, [B, C, H, W].
+fn velocities(model: &Model, x: &[f32], times: &[f64]) -> Vec<f32> {
+    let (device, c) = (&model.device, &model.config);
+    let conditions = model.conditions(times, &[0]).unwrap();
+    let shape = [1, c.in_channels, c.image_size, c.image_size];
+    let row = Tensor::from_u32(device, &[1], &[0]).unwrap();
+    let mut acts = model.acts(1).unwrap();
+    let mut all = Vec::new();
+    for (i, x) in x.chunks_exact(shape.iter().product()).enumerate() {
+        let x = Tensor::from_f32(device, DType::F32, &shape, x).unwrap();
+        let counter = Tensor::from_u32(device, &[1], &[i as u32]).unwrap();
+        let inputs = Inputs { x: &x, conditions: &conditions, counter: &counter, rows: &row };
+        device.run(|| model.forward(inputs, &mut acts, &mut |_, _| {})).unwrap();
+        all.extend(acts.output.to_f32(device).unwrap());
+    }
+    all
+}
+
+#[test]
+fn a_flow_unetpp_follows_the_golden_trajectory() {
+    let golden = Golden::open("g_conv_hash/unetpp_flow.safetensors");
+    let source = small_unetpp();
+    let x = input("x", 2 * 64 * 64);
+    let close = |name: &str, got: &[f32]| {
+        let error = relative_error(got, &golden.f32(name));
+        println!("{name}: {error:.2e}");
+        assert!(error <= golden.bound(name, 1e-4), "{name}: {error:.2e}");
+    };
+    let model = Model::load(source.0.clone(), &source, &cpu(), DType::F32).unwrap();
+    assert_eq!(model.config.sampling_problem(), None);
+    close("out.v", &velocities(&model, &x, &[0.3, 0.85].map(|t: f32| f64::from(t))));
+    for (name, steps, convention) in
+        [("out.euler10", 10, TimeConvention::Train), ("out.euler20_notebook", 20, TimeConvention::Notebook)]
+    {
+        let schedule = Schedule::new(Solver::Euler, steps, convention).unwrap();
+        let options = SamplerOptions { guidance: 1.0, clamp: false };
+        let drawn = |batch: usize| {
+            let mut sampler = Sampler::new(&model, &schedule, batch, options).unwrap();
+            let images = x.chunks_exact(batch * 64 * 64).flat_map(|x| {
+                sampler.set_noise(x).unwrap();
+                sampler.run(&[]).unwrap();
+                sampler.state().unwrap()
+            });
+            images.collect::<Vec<f32>>()
+        };
+        let two = drawn(2);
+        close(name, &two);
+        assert!(drawn(1) == two, "an image depends on its batch");
+    }
+    let want = golden.f32("out.v");
+    for dtype in [DType::BF16, DType::F16] {
+        let error = |device| {
+            let model = Model::load(source.0.clone(), &source, &device, dtype).unwrap();
+            rms_error(&velocities(&model, &x, &[0.3, 0.85].map(|t: f32| f64::from(t))), &want)
+        };
+        let [ours, yardstick] = [cpu(), rounding_cpu()].map(error);
+        println!("{dtype}: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
+        assert!(ours <= 2.0 * yardstick);
+    }
+}
+
+/// A checkpoint with the notebooks' names, as the command line meets it.
+#[test]
+fn an_imported_unetpp_is_sampled_by_the_command_line() {
+    let (golden, source) = (Golden::open("g_conv_hash/unetpp_flow.safetensors"), small_unetpp());
+    let desk = Desk::new();
+    let named = specs(&source.0).into_iter().map(|spec| {
+        let prefix = if spec.name.starts_with("time_") { "unet." } else { "unet.unet." };
+        (format!("{prefix}{}", spec.name), source.read(&spec.name).unwrap(), spec.shape)
+    });
+    let named: Vec<_> = named.collect();
+    let tensors = named.iter().map(|(name, values, shape)| TensorBytes::from_f32(&**name, shape, values));
+    let metadata = [("config".to_string(), json!({ "image_size": 64 }).to_string())].into_iter().collect();
+    write_safetensors(desk.path("w.safetensors"), tensors, &metadata).unwrap();
+    write_npy_f32(desk.path("x.npy"), &[2, 1, 64, 64], &input("x", 2 * 64 * 64)).unwrap();
+    desk.ok("convert w.safetensors ours");
+    for model in ["w.safetensors", "ours"] {
+        let end = desk.ok(&format!(
+            "sample --model {model} --noise x.npy --steps 10 --no-clamp --device cpu --dtype f32 --threads 2 --out {model}.npy"
+        ));
+        let (shape, images) = desk.images(&format!("{model}.npy"));
+        assert_eq!(shape, [2, 1, 64, 64]);
+        let error = relative_error(&images, &golden.f32("out.euler10"));
+        assert!(error <= golden.bound("out.euler10", 1e-4), "{error:.2e}: {}", end.stderr);
+    }
+    let recipe = desk.recipe("ours.json");
+    assert_eq!(recipe["model"]["architecture"], "flow_unetpp");
+}
+
+/// BatchNorm's variance cannot be negative, and a GPU has no kernels for convolutional models yet.
+#[test]
+fn what_a_unetpp_cannot_be_loaded_from_is_refused() {
+    struct Negative(Hashed);
+    impl WeightSource for Negative {
+        fn origin(&self) -> &Path {
+            self.0.origin()
+        }
+        fn read(&self, name: &str) -> Result<Vec<f32>> {
+            let mut values = self.0.read(name)?;
+            if name == "encoder.layer2.0.bn1.running_var" {
+                values[3] = -0.5;
+            }
+            Ok(values)
+        }
+    }
+    let source = Negative(small_unetpp());
+    let load = |source: &dyn WeightSource, device| {
+        let config = small_unetpp().0;
+        Model::load(config, source, &device, DType::F32).err().expect("refused").to_string()
+    };
+    let error = load(&source, cpu());
+    assert!(error.contains("encoder.layer2.0.bn1.running_var: element 3 is -0.5"), "{error}");
+    let error = load(&source.0, cuda());
+    assert!(error.contains("--device cpu"), "{error}");
+}
+
+/// A U-Net of diffusers at the golden times, with both ways of halving and of ordering the time's sines.
+#[test]
+fn unets_of_diffusers_match_pytorch() {
+    let table = Table::open("a5_unet2d");
+    let other = table.with("downsample_padding", json!(0)).with("flip_sin_to_cos", json!(false));
+    for (name, table) in [("unet2d", &table), ("unet2d_padding0", &other.with("freq_shift", json!(1)))] {
+        let golden = Golden::open(&format!("g_conv_hash/{name}.safetensors"));
+        let source = Hashed(table.read());
+        let x = input("x", 2 * 16 * 16);
+        let run = |device, dtype| {
+            let model = Model::load(source.0.clone(), &source, &device, dtype).unwrap();
+            velocities(&model, &x, &[17.0, 803.0])
+        };
+        let want = golden.f32("out.eps");
+        let error = relative_error(&run(cpu(), DType::F32), &want);
+        println!("{name}: {error:.2e}");
+        assert!(error <= golden.bound("out.eps", 1e-4), "{name}: {error:.2e}");
+        let [ours, yardstick] = [cpu(), rounding_cpu()].map(|device| rms_error(&run(device, DType::BF16), &want));
+        println!("bf16: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
+        assert!(ours <= 2.0 * yardstick);
+    }
+    // Sampled like any other, by DDIM as it comes, or as a velocity model if it was trained to be one.
+    assert_eq!(table.read().sampling_problem(), None);
+    let source = Hashed(table.with("prediction", json!("velocity")).read());
+    let model = Model::load(source.0.clone(), &source, &cpu(), DType::F32).unwrap();
+    let schedule = Schedule::new(Solver::Euler, 3, TimeConvention::Train).unwrap();
+    let drawn = |batch: usize| {
+        let mut sampler =
+            Sampler::new(&model, &schedule, batch, SamplerOptions { guidance: 1.0, clamp: false }).unwrap();
+        let images = (0..2 / batch).flat_map(|i| {
+            sampler.draw_noise(5, (i * batch) as u64).unwrap();
+            sampler.run(&[]).unwrap();
+            sampler.state().unwrap()
+        });
+        images.collect::<Vec<f32>>()
+    };
+    assert!(drawn(1) == drawn(2), "an image depends on its batch");
+}
+
+#[test]
+fn an_autoencoder_matches_pytorch() {
+    let golden = Golden::open("g_conv_hash/autoencoder_kl.safetensors");
+    let source = Hashed(Table::open("a5_autoencoder_kl").read());
+    let NetworkConfig::AutoencoderKl(vae) = &source.0.network else { panic!("another network") };
+    let device = cpu();
+    let vae = Autoencoder::load(&source.0, vae, &source, &device, DType::F32).unwrap();
+    let tensor = |name: &str, shape: &[usize]| {
+        Tensor::from_f32(&device, DType::F32, shape, &input(name, shape.iter().product())).unwrap()
+    };
+    let (x, z) = (tensor("x", &[2, 3, 32, 32]), tensor("z", &[2, 4, 16, 16]));
+    let latents = device.run(|| vae.encode(&x)).unwrap();
+    assert_eq!(latents.shape(), [2, 8, 16, 16]);
+    let both = latents.to_f32(&device).unwrap();
+    let half = |which: usize| -> Vec<f32> {
+        both.chunks_exact(4 * 256).enumerate().filter(|(i, _)| i % 2 == which).flat_map(|(_, v)| v.to_vec()).collect()
+    };
+    let images = device.run(|| vae.decode(&z)).unwrap();
+    assert_eq!(images.shape(), [2, 3, 32, 32]);
+    for (name, got) in
+        [("out.mean", half(0)), ("out.logvar", half(1)), ("out.decoded", images.to_f32(&device).unwrap())]
+    {
+        let error = relative_error(&got, &golden.f32(name));
+        println!("{name}: {error:.2e}");
+        assert!(error <= golden.bound(name, 1e-4), "{name}: {error:.2e}");
+    }
+    // The published auto-encoders have one head as wide as their channels.
+    let wide = Hashed(Table::open("autoencoder_kl_sd").read());
+    let NetworkConfig::AutoencoderKl(sizes) = &wide.0.network else { panic!("another network") };
+    let error = Autoencoder::load(&wide.0, sizes, &wide, &device, DType::F32).err().expect("refused");
+    assert_eq!(error.exit_code(), 3);
+    assert!(error.to_string().contains("heads of 512 channels, at most 128"), "{error}");
+}
