@@ -127,7 +127,7 @@ fn show(args: &InspectArgs, about: &Value) -> Result<()> {
     if args.json { report::print_json(about) } else { report::print(table(about, 0).trim_end()) }
 }
 
-/// One line per field; objects are indented, empty lists left out.
+/// One line per field, and per object of a list; objects are indented, empty lists left out.
 fn table(about: &Value, indent: usize) -> String {
     let mut text = String::new();
     for (key, value) in about.as_object().into_iter().flatten() {
@@ -137,6 +137,12 @@ fn table(about: &Value, indent: usize) -> String {
                 let _ = write!(text, "{}\n{}", label.trim_end(), table(value, indent + 2));
             }
             Value::Array(items) if items.is_empty() => {}
+            Value::Array(items) if items.iter().all(Value::is_object) => {
+                let _ = writeln!(text, "{}", label.trim_end());
+                for item in items {
+                    let _ = writeln!(text, "{:indent$}  {}", "", in_words(item));
+                }
+            }
             Value::String(text) if text.is_empty() => {}
             Value::Null if key == "variant" => {}
             value => {
@@ -151,6 +157,10 @@ fn in_words(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(in_words).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| format!("{name} {}", in_words(value)));
+            fields.collect::<Vec<_>>().join(", ")
+        }
         Value::Null => "unknown".into(),
         Value::Bool(true) => "yes".into(),
         Value::Bool(false) => "no".into(),

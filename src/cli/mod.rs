@@ -14,6 +14,7 @@ mod merge;
 mod model;
 mod options;
 mod output;
+mod parameters;
 mod recipe;
 mod report;
 mod sample;

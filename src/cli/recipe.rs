@@ -1,6 +1,7 @@
 //! The recipe beside every file of samples: all that decides the images, and nothing else. No clock time, host or path,
 //! so the same command gives the same bytes.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arclet::error::{Error, Result};
@@ -42,6 +43,9 @@ pub struct Recipe {
     pub noise_sha256: Option<String>,
     /// Class of each image; none for an unconditional model.
     pub classes: Option<Vec<String>>,
+    /// Continuous parameters of all images, by name; none if they were not asked for by any.
+    #[serde(default)]
+    pub parameters: Option<BTreeMap<String, f64>>,
     /// Solver.
     pub solver: String,
     /// Solver steps.

@@ -20,7 +20,7 @@ use super::options::{ComputeArgs, ReportArgs, Shard};
 use super::output::{COLOR_MAP, SampleWriter, Target};
 use super::recipe::{FORMAT, ModelRecipe, PreviewRecipe, Recipe};
 use super::solver::SolverArgs;
-use super::{device, interrupt, report};
+use super::{device, interrupt, parameters, report};
 
 /// Shown below the help.
 pub const EXAMPLES: &str = "\
@@ -52,6 +52,9 @@ pub struct SampleArgs {
     /// Classes by name or number; image i gets entry i modulo their number [default: all classes in turn]
     #[arg(long, value_name = "A,B,..")]
     class: Option<String>,
+    /// Continuous parameter to ask a model for that was trained with some, once for each of them; in the units of its data
+    #[arg(long = "param", value_name = "NAME=VALUE", value_delimiter = ',')]
+    parameters: Vec<String>,
     /// Classifier-free guidance scale; 1 is off
     #[arg(long, visible_alias = "cfg-scale", value_name = "G", default_value_t = 1.0, allow_negative_numbers = true)]
     guidance_scale: f32,
@@ -102,6 +105,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         return Err(Error::usage(format!("--seed {seed}: --noise {path} is all the noise that {solver} takes")));
     }
     let seed = args.seed.unwrap_or(0);
+    let parameters = parameters::resolve(&args.parameters, &config.parameters, &source.name())?;
     let classes = resolve_classes(args.class.as_deref(), config.classes.as_ref(), &source.name())?;
     let image = [config.in_channels, config.image_size, config.image_size];
     let noise = args.noise.as_deref().map(|path| read_noise(path, args.n, image)).transpose()?;
@@ -110,9 +114,9 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let range = args.shard.unwrap_or(Shard::WHOLE).range(total);
     let images = (range.end - range.start) as usize;
     let guided = args.guidance_scale != 1.0;
-    if guided && config.classes.is_none() {
+    if guided && config.classes.is_none() && parameters.is_none() {
         return Err(Error::usage(format!(
-            "--guidance-scale {}: {} is unconditional, a class-conditional model expected (1 is off)",
+            "--guidance-scale {}: {} is unconditional, a class-conditional model, or one with --param, expected (1 is off)",
             args.guidance_scale,
             source.name()
         )));
@@ -131,7 +135,10 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         load_seconds = start.elapsed().as_secs_f64();
         let batch = args.batch.map_or_else(|| auto_batch(&device, config, images, guided), |b| b as usize);
         let options = SamplerOptions { guidance: args.guidance_scale, clamp };
-        let mut sampler = Sampler::new(&model, &plan.schedule, batch, options)?;
+        let mut sampler = match &parameters {
+            None => Sampler::new(&model, &plan.schedule, batch, options)?,
+            Some(values) => Sampler::with_parameters(&model, &plan.schedule, batch, options, values)?,
+        };
         drawn = draw_all(&mut sampler, &job, quiet, &mut |images| writer.push(images))?;
         if drawn == 0 {
             return Err(Error::Interrupted("no image was finished, and nothing was written".into()));
@@ -157,6 +164,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
         seed: (noise.is_none() || plan.draws_noise).then_some(seed),
         noise_sha256: args.noise.as_deref().map(sha256_file).transpose()?,
         classes: config.classes.as_ref().map(names),
+        parameters: parameters.map(|values| parameters::by_name(&config.parameters, &values)),
         solver: plan.solver.into(),
         steps: args.solver.steps as usize,
         evaluations: plan.schedule.evaluations(),

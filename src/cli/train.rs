@@ -7,10 +7,13 @@ use arclet::data::{DataSet, splits};
 use arclet::device::Device;
 use arclet::error::{Error, Result};
 use arclet::models::config::{ModelConfig, Prediction};
+use arclet::models::parameters::Parameter;
+use arclet::models::specs;
 use arclet::models::training::initial;
 use arclet::train::config::{ModelPlan, Precision};
 use arclet::train::folder::{DataRecord, InitRecord, RunRecord};
 use arclet::train::metrics::Record;
+use arclet::train::parameters;
 use arclet::train::trainer::{End, Plan, Trainer};
 use arclet::train::{RunFolder, TrainConfig};
 use clap::Args;
@@ -84,16 +87,30 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let weights = source.as_ref().map(|source| source.sampled_weights(quiet)).transpose()?;
     weights.as_ref().map_or(Ok(()), |weights| refuse_other_predictions(weights))?;
-    let (data, validation) = open_data(&config, weights.as_ref().map(Weights::config))?;
+    let init = weights.as_ref().map(Weights::config);
+    // What a model has learned to be asked for stays as it is.
+    let fixed = match (&before, init) {
+        (Some((_, _, then)), _) => Some(("the run", then.parameters.clone())),
+        (None, Some(init)) if !init.parameters.is_empty() => Some(("the model to go on from", init.parameters.clone())),
+        _ => None,
+    };
+    let names = parameter_names(&config, fixed.as_ref())?;
+    let (data, validation) = open_data(&config, init, &names)?;
     let mut model = match (&config.model, &weights) {
         (ModelPlan::New(new), _) => new.config(data.classes(), config.data.value_range()),
         (_, Some(weights)) => weights.config().clone(),
         _ => return Err(Error::Runtime("a model to go on from was not opened".into())),
     };
+    model.parameters = match fixed {
+        Some((_, parameters)) => parameters,
+        None => parameters::fit(&data)?,
+    };
+    model.check().map_err(Error::usage)?;
     model.sampling = config.flow.sampling(model.sampling);
     let device = device::open(&args.compute, quiet)?;
 
-    let record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;
+    let mut record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;
+    record.parameters.clone_from(&model.parameters);
     let folder = match before {
         None => RunFolder::create(&args.out, &config, &record)?,
         Some((folder, _, then)) => {
@@ -105,9 +122,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         }
     };
     let seed = config.run.seed;
+    // Parameters that a model to go on from gets anew begin as those of a new one.
+    let learned = |weights: &Weights, name: &str| specs(weights.config()).iter().any(|spec| spec.name == name);
     let mut read = |name: &str| match &weights {
-        Some(weights) => weights.source().read(name),
-        None => initial(&model, name, seed).ok_or_else(|| Error::Runtime(format!("no parameter {name}"))),
+        Some(weights) if learned(weights, name) => weights.source().read(name),
+        _ => initial(&model, name, seed).ok_or_else(|| Error::Runtime(format!("no parameter {name}"))),
     };
     let plan = Plan { config, model: model.clone(), data, validation, device, stop: interrupt::requested };
     let (mut trainer, warnings) = Trainer::new(plan, folder, args.resume, &mut read)?;
@@ -159,8 +178,24 @@ fn settings(args: &TrainArgs, before: Option<&TrainConfig>) -> Result<TrainConfi
     Ok(config)
 }
 
+/// Names of the continuous parameters. The settings may repeat those of a run or a model that goes on, but not change them.
+fn parameter_names(config: &TrainConfig, fixed: Option<&(&str, Vec<Parameter>)>) -> Result<Vec<String>> {
+    let asked = &config.conditions.parameters;
+    let Some((owner, parameters)) = fixed else { return Ok(asked.clone()) };
+    let names: Vec<String> = parameters.iter().map(|parameter| parameter.name.clone()).collect();
+    if asked.is_empty() || *asked == names {
+        return Ok(names);
+    }
+    let (asked, names) = (asked.join(", "), names.join(", "));
+    Err(Error::usage(format!("[conditions] parameters are [{asked}], but {owner} takes [{names}]")))
+}
+
 /// Images to train and to validate on; of a model that has classes, its own, found by name.
-fn open_data(config: &TrainConfig, init: Option<&ModelConfig>) -> Result<(Arc<DataSet>, Option<Arc<DataSet>>)> {
+fn open_data(
+    config: &TrainConfig,
+    init: Option<&ModelConfig>,
+    parameters: &[String],
+) -> Result<(Arc<DataSet>, Option<Arc<DataSet>>)> {
     let section = &config.data;
     let path = section.path.as_ref().ok_or_else(|| {
         Error::usage("no images to train on: expected --data PATH, or \"path\" in the table [data] of the settings")
@@ -169,8 +204,9 @@ fn open_data(config: &TrainConfig, init: Option<&ModelConfig>) -> Result<(Arc<Da
     if let Some(classes) = init.and_then(|model| model.classes.as_ref()) {
         options.classes = options.classes.or_else(|| Some(classes.names.clone()));
     }
-    let open =
-        |path: &str, options| Ok::<_, Error>(DataSet::open(path, options)?.transformed(section.transform.clone())?);
+    let open = |path: &str, options| {
+        DataSet::open(path, options)?.transformed(section.transform.clone())?.with_parameters(parameters)
+    };
     let data = open(path, &options)?;
     let mut held_out = section.validation_source(data.classes());
     let elsewhere = section.validation_path.as_ref();
@@ -212,7 +248,7 @@ fn record(
 }
 
 fn describe(trainer: &Trainer, model: &ModelConfig, quiet: bool) {
-    let parameters: usize = arclet::models::specs(model).iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let parameters: usize = specs(model).iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
     let (batch, times) = trainer.batch();
     let often = if times > 1 { format!(", {times} times a step") } else { String::new() };
     report::note(

@@ -9,6 +9,7 @@ pub mod folder;
 pub mod image;
 pub mod labels;
 pub mod loader;
+pub mod parameters;
 pub mod random;
 pub mod set;
 pub mod simulate;
@@ -18,5 +19,6 @@ pub mod transform;
 
 pub use self::image::Image;
 pub use self::loader::{Batch, Loader, LoaderState};
+pub use self::parameters::ParameterTable;
 pub use self::set::{DataSet, SourceOptions, splits};
 pub use self::transform::TransformConfig;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::folder::{self, Listing};
 use crate::data::image::{self, Image};
+use crate::data::parameters::{self, ParameterTable};
 use crate::data::random::Draw;
 use crate::data::table::Table;
 use crate::data::transform::TransformConfig;
@@ -52,6 +53,7 @@ pub struct DataSet {
     source: Source,
     transform: TransformConfig,
     channels: Option<Vec<usize>>,
+    parameters: Option<ParameterTable>,
 }
 
 enum Source {
@@ -129,7 +131,8 @@ impl DataSet {
         if labels.len() > MAX_IMAGES {
             return Err(Error::input(path, format!("found {} images, expected at most {MAX_IMAGES}", labels.len())));
         }
-        Ok(Self { path: path.to_path_buf(), classes, labels, source, transform: TransformConfig::default(), channels })
+        let (path, transform) = (path.to_path_buf(), TransformConfig::default());
+        Ok(Self { path, classes, labels, source, transform, channels, parameters: None })
     }
 
     /// The same images, seen through `transform`. [`Error::Usage`] for settings that contradict themselves.
@@ -137,6 +140,20 @@ impl DataSet {
         transform.validate().map_err(Error::Usage)?;
         self.transform = transform;
         Ok(self)
+    }
+
+    /// The same images, with the columns called `names` of the `params.csv` beside them; without any names as they are.
+    ///
+    /// # Errors
+    /// [`Error::Input`]: no table, a column or a row that it lacks, a field that is no finite number.
+    pub fn with_parameters(mut self, names: &[String]) -> Result<Self> {
+        self.parameters = if names.is_empty() { None } else { Some(parameters::read(&self, names)?) };
+        Ok(self)
+    }
+
+    /// The parameters that were asked for.
+    pub fn parameters(&self) -> Option<&ParameterTable> {
+        self.parameters.as_ref()
     }
 
     /// Folder or file as it was given.

@@ -5,7 +5,7 @@ use super::schedule::{Schedule, Steps};
 use crate::device::Graph;
 use crate::error::{Error, Result};
 use crate::models::config::Prediction;
-use crate::models::{Acts, Conditions, Inputs, Model};
+use crate::models::{Acts, Condition, Conditions, Inputs, Model};
 use crate::nn::no_tap;
 use crate::ops::diffusion::{self, DiffusionInputs, DiffusionOptions, diffusion_step, noise_key};
 use crate::ops::noise::normal;
@@ -40,10 +40,13 @@ pub struct Sampler<'m> {
     acts: Acts,
     steps: Tensor,
     counter: Tensor,
-    /// The different labels of the last run, the one of "no class" first when guided, and what follows from them.
-    labels: Vec<u32>,
+    /// Whether images have continuous parameters.
+    parameters: bool,
+    /// The different conditions of the last run, the one without class and parameters first when guided, and what follows
+    /// from them.
+    wanted: Vec<Condition>,
     conditions: Conditions,
-    /// Which of `labels` each image of the model's batch has.
+    /// Which of `wanted` each image of the model's batch has.
     rows: Tensor,
 }
 
@@ -86,6 +89,21 @@ impl<'m> Sampler<'m> {
         Self::with_graphs_of(Some(MAX_GRAPH_EVALUATIONS), model, schedule, batch, options)
     }
 
+    /// The same for images that are asked for by continuous parameters: one value for each of those of the model. Guidance
+    /// then leads away from the images without class and parameters.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`Error::Usage`] for another number of values, or one that the model cannot take.
+    pub fn with_parameters(
+        model: &'m Model,
+        schedule: &Schedule,
+        batch: usize,
+        options: SamplerOptions,
+        parameters: &[f64],
+    ) -> Result<Self> {
+        Self::build(Some(MAX_GRAPH_EVALUATIONS), model, schedule, batch, options, Some(parameters))
+    }
+
     /// The same, where a run of more than `limit` evaluations records one evaluation and not the whole loop, or without
     /// a limit records nothing and launches each kernel by itself. The images do not depend on it.
     ///
@@ -97,6 +115,17 @@ impl<'m> Sampler<'m> {
         schedule: &Schedule,
         batch: usize,
         options: SamplerOptions,
+    ) -> Result<Self> {
+        Self::build(limit, model, schedule, batch, options, None)
+    }
+
+    fn build(
+        limit: Option<usize>,
+        model: &'m Model,
+        schedule: &Schedule,
+        batch: usize,
+        options: SamplerOptions,
+        parameters: Option<&[f64]>,
     ) -> Result<Self> {
         let config = &model.config;
         if let Some(problem) = config.sampling_problem() {
@@ -124,7 +153,7 @@ impl<'m> Sampler<'m> {
             return Err(Error::usage(format!("guidance scale {}: a finite number expected", options.guidance)));
         }
         let guided = options.guidance != 1.0;
-        if guided && config.classes.is_none() {
+        if guided && config.classes.is_none() && parameters.is_none() {
             return Err(Error::usage(format!(
                 "guidance scale {}: {} is unconditional, a class-conditional model expected (1 is off)",
                 options.guidance,
@@ -140,8 +169,14 @@ impl<'m> Sampler<'m> {
             .checked_mul(if guided { 2 } else { 1 })
             .ok_or_else(|| Error::usage(format!("a batch of {batch} images is too large")))?;
         let shape = [batch, config.in_channels, config.image_size, config.image_size];
-        // As many as one batch can differ in; a run with fewer repeats one.
-        let labels = vec![0u32; config.label_rows().min(if guided { batch + 1 } else { batch })];
+        // As many as one batch can differ in; a run with fewer repeats one. What has no classes is the same in every run.
+        let given = Condition { label: 0, parameters: parameters.is_some() };
+        let mut wanted = vec![given; config.label_rows().min(if guided { batch + 1 } else { batch })];
+        let mut rows = vec![0; model_batch];
+        if guided && config.classes.is_none() {
+            wanted = vec![Condition { parameters: false, ..given }, given];
+            rows[..batch].fill(1);
+        }
         let guidance = guided.then_some(options.guidance);
         let clamp = options.clamp.then_some(config.value_range);
         let (state, steps) = match &schedule.steps {
@@ -164,9 +199,10 @@ impl<'m> Sampler<'m> {
             acts: model.acts(model_batch)?,
             steps,
             counter: Tensor::from_u32(device, &[1], &[0])?,
-            conditions: model.conditions(&schedule.times, &labels)?,
-            labels,
-            rows: Tensor::from_u32(device, &[model_batch], &vec![0; model_batch])?,
+            conditions: model.conditions_of(&schedule.times, &wanted, parameters)?,
+            wanted,
+            parameters: parameters.is_some(),
+            rows: Tensor::from_u32(device, &[model_batch], &rows)?,
             times: schedule.times.clone(),
             graph: None,
             launches: 0,
@@ -278,23 +314,25 @@ impl<'m> Sampler<'m> {
         if let Some(class) = classes.iter().find(|&&c| c >= known.names.len()) {
             return Err(Error::usage(format!("class {class} is unknown, 0 to {} expected", known.names.len() - 1)));
         }
-        // "No class" is the first label of a guided run, and the label of the second half of its batch.
-        let mut labels: Vec<u32> = self.guided.then_some(known.null as u32).into_iter().collect();
+        // No class and no parameters: the first condition of a guided run, and that of the second half of its batch.
+        let nothing = Condition { label: known.null as u32, parameters: false };
+        let mut wanted: Vec<Condition> = self.guided.then_some(nothing).into_iter().collect();
         let mut rows: Vec<u32> = Vec::with_capacity(self.rows.len());
         for &class in classes {
-            let row = labels.iter().position(|&l| l as usize == class).unwrap_or_else(|| {
-                labels.push(class as u32);
-                labels.len() - 1
+            let condition = Condition { label: class as u32, parameters: self.parameters };
+            let row = wanted.iter().position(|&other| other == condition).unwrap_or_else(|| {
+                wanted.push(condition);
+                wanted.len() - 1
             });
             rows.push(row as u32);
         }
         rows.resize(self.rows.len(), 0);
-        labels.resize(self.labels.len(), labels[0]);
-        if labels != self.labels {
-            // Left as they are if this fails, the old labels would stand for a half-written table.
-            self.labels.fill(u32::MAX);
-            self.model.fill_conditions(&self.times, &labels, &mut self.conditions)?;
-            self.labels = labels;
+        wanted.resize(self.wanted.len(), wanted[0]);
+        if wanted != self.wanted {
+            // Left as they are if this fails, the old conditions would stand for a half-written table.
+            self.wanted.fill(Condition { label: u32::MAX, parameters: false });
+            self.model.fill_conditions(&self.times, &wanted, &mut self.conditions)?;
+            self.wanted = wanted;
         }
         self.rows.write_u32(&self.model.device, &rows)
     }

@@ -126,6 +126,7 @@ fn vit_b16() -> ModelConfig {
         out_channels: 1,
         time: Sinusoid { dim: 256, cos_first: false, max_period: 10_000.0, half_shift: 1.0, scale: 1000.0 },
         classes: None,
+        parameters: Vec::new(),
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
         sampling: Sampling::default(),

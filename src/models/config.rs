@@ -8,6 +8,7 @@ use super::autoencoder_kl::VaeConfig;
 use super::convnextv2::ConvNextV2Config;
 use super::diffusers::check_stride;
 use super::efficientnet::EfficientNetConfig;
+use super::parameters::{self, Parameter};
 use super::resnet::ResNetConfig;
 use super::sampling::Sampling;
 use super::smp::{self, Decoder, SmpConfig};
@@ -229,6 +230,8 @@ pub struct ModelConfig {
     pub time: Sinusoid,
     /// Classes, for a conditional model.
     pub classes: Option<Classes>,
+    /// Continuous parameters that it can be asked for; only a DiT has any.
+    pub parameters: Vec<Parameter>,
     /// Range of the pixel values that the model was trained on.
     pub value_range: (f32, f32),
     /// What the output of a generative network means.
@@ -432,6 +435,9 @@ impl ModelConfig {
             map.insert("class_aliases".into(), json!(classes.aliases));
             map.insert("null_class".into(), classes.null.into());
         }
+        if !self.parameters.is_empty() {
+            map.insert("parameters".into(), json!(self.parameters));
+        }
         map.insert("value_range".into(), json!([self.value_range.0, self.value_range.1]));
         map.insert("prediction".into(), self.prediction.name().into());
         self.sampling.insert_into(&mut map, self.prediction);
@@ -456,6 +462,10 @@ impl ModelConfig {
         if self.architecture().task() == Task::Generate {
             self.check_time()?;
         }
+        if !self.parameters.is_empty() && self.architecture() != Architecture::Dit {
+            return Err(format!("parameters: a {} takes none, only a dit does", self.architecture().name()));
+        }
+        parameters::check(&self.parameters)?;
         self.classes.as_ref().map_or(Ok(()), Classes::check)
     }
 

@@ -1,8 +1,10 @@
 //! The diffusion transformer with adaLN-zero (Peebles and Xie, arXiv 2212.09748), under the names of the original
-//! repository: the class-conditional lensing model ("NanoDiT") and the original's own configurations.
+//! repository: the class-conditional lensing model ("NanoDiT") and the original's own configurations. A model may also take
+//! continuous parameters, which none of those does: two linear layers, `param_embed`, whose result is added to the embeddings of
+//! time and label (as in FlowLensing, arXiv 2510.07878).
 
-use super::Inputs;
 use super::config::ModelConfig;
+use super::{Condition, Inputs};
 use crate::device::Device;
 use crate::error::Result;
 use crate::nn::Tap;
@@ -11,10 +13,14 @@ use crate::nn::linear::Linear;
 use crate::nn::norm::{Layers, Modulated, NormLinear};
 use crate::nn::params::{Loader, ParamSpec, linear_specs};
 use crate::nn::time::TimeMlp;
+use crate::ops::backward::embed::label_add;
 use crate::ops::embed::label_embedding;
 use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear};
 use crate::ops::patch::{patchify, unpatchify};
 use crate::tensor::{DType, Tensor};
+
+/// Name of the layers that embed continuous parameters.
+pub(super) const PARAMETERS: &str = "param_embed";
 
 /// Parameters, under the original repository's names.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
@@ -33,6 +39,10 @@ pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
     }
     specs.extend(linear_specs("final_layer.linear", p * p * config.out_channels, d));
     specs.extend(linear_specs("final_layer.adaLN_modulation.1", 2 * d, d));
+    // Last, so that the others keep their starting weights, which follow from their place.
+    if !config.parameters.is_empty() {
+        specs.extend(TimeMlp::specs(PARAMETERS, config.parameters.len(), d));
+    }
     specs
 }
 
@@ -42,6 +52,8 @@ pub struct Dit {
     positions: Tensor,
     time: TimeMlp,
     labels: Tensor,
+    /// Of a model that takes continuous parameters.
+    parameters: Option<TimeMlp>,
     blocks: Vec<Block>,
     /// Of each block: shift, scale and gate of the attention, then of the MLP.
     block_adaln: Vec<[Linear; 6]>,
@@ -77,6 +89,10 @@ impl Dit {
             positions: loader.tensor("pos_embed", &[config.tokens(), d])?,
             time: TimeMlp::load(&loader.at("t_embedder.mlp"), config.time.dim, d)?,
             labels: loader.tensor("y_embedder.embedding_table.weight", &[config.label_rows(), d])?,
+            parameters: match config.parameters.len() {
+                0 => None,
+                count => Some(TimeMlp::load(&loader.at(PARAMETERS), count, d)?),
+            },
             blocks: loader.each(config.transformer().depth, |i| Block::load(config.block(), &block(i)))?,
             block_adaln: loader.each(config.transformer().depth, |i| load_adaln(&block(i), d))?,
             last: NormLinear::load_modulated(&loader.at("final_layer.linear"), out, d, config.transformer().norm_eps)?,
@@ -99,21 +115,50 @@ impl Dit {
         Ok(DitConditions { blocks: (0..config.transformer().depth).map(|_| block()).collect::<Result<_>>()?, last })
     }
 
-    /// What follows from times and labels alone: row e L + l belongs to evaluation e and label l.
+    /// What [`Self::conditions`] reads of continuous parameters with these normalised values, [2, D]: zeros, and their
+    /// embedding. `None` for a model that takes none.
+    pub fn embed_parameters(&self, device: &Device, normalised: &[f64]) -> Result<Option<Tensor>> {
+        let Some(layers) = &self.parameters else { return Ok(None) };
+        let (dtype, d) = (self.labels.dtype(), self.labels.last_dim());
+        let x = Tensor::from_f64(device, dtype, &[1, normalised.len()], normalised)?;
+        let mut embedding = Tensor::zeros(device, dtype, &[1, d])?;
+        layers.forward(device, &x, &mut embedding)?;
+        let rows = [vec![0.0; d], embedding.to_f64(device)?].concat();
+        Tensor::from_f64(device, dtype, &[2, d], &rows).map(Some)
+    }
+
+    /// What follows from times and conditions alone: row e L + l belongs to evaluation e and condition l; `parameters` are
+    /// those of [`Self::embed_parameters`].
     pub fn conditions(
         &self,
         config: &ModelConfig,
         device: &Device,
         times: &[f64],
-        labels: &[u32],
+        wanted: &[Condition],
+        parameters: Option<&Tensor>,
         to: &mut DitConditions,
     ) -> Result<()> {
-        let (dtype, d, rows) = (self.labels.dtype(), config.transformer().hidden_size, times.len() * labels.len());
+        let (dtype, d, rows) = (self.labels.dtype(), config.transformer().hidden_size, times.len() * wanted.len());
         let mut time = Tensor::zeros(device, dtype, &[times.len(), d])?;
         self.time.embed(device, &config.time, times, &mut time)?;
-        let labels = Tensor::from_u32(device, &[labels.len()], labels)?;
+        let numbers = |number: fn((usize, &Condition)) -> u32| {
+            let numbers: Vec<u32> = wanted.iter().enumerate().map(number).collect();
+            Tensor::from_u32(device, &[wanted.len()], &numbers)
+        };
+        let labels = numbers(|(_, condition)| condition.label)?;
         let mut c = Tensor::zeros(device, dtype, &[rows, d])?;
-        label_embedding(device, &time, &self.labels, &labels, &mut c)?;
+        match parameters {
+            None => label_embedding(device, &time, &self.labels, &labels, &mut c)?,
+            Some(parameters) => {
+                // A table of the conditions, label and parameters together, takes the place of that of the labels.
+                let zeros = || Tensor::zeros(device, dtype, &[wanted.len(), d]);
+                let (nothing, mut given, mut table) = (zeros()?, zeros()?, zeros()?);
+                let which = numbers(|(_, condition)| condition.parameters.into())?;
+                label_add(device, &nothing, parameters, &which, &mut given)?;
+                label_add(device, &given, &self.labels, &labels, &mut table)?;
+                label_embedding(device, &time, &table, &numbers(|(row, _)| row as u32)?, &mut c)?;
+            }
+        }
         let sizes = (self.blocks.iter().map(|b| b.workspace_size(device, rows, 1)))
             .chain(self.last_adaln.iter().chain([self.last.linear()]).map(|l| l.workspace_size(device, rows, 1)));
         let mut workspace = Workspace::new(device, dtype, sizes.fold(WorkspaceSize::default(), WorkspaceSize::max))?;

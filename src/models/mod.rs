@@ -13,6 +13,7 @@ mod fields;
 pub mod flow_vit;
 pub mod import;
 mod overlay;
+pub mod parameters;
 mod recognise;
 pub mod resnet;
 pub mod sampling;
@@ -122,10 +123,21 @@ impl Inputs<'_> {
     }
 }
 
-/// Everything that depends on time and label alone, computed once for all evaluations of a run.
+/// What an image is asked to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Its class, or "no class"; ignored by an unconditional model.
+    pub label: u32,
+    /// Whether it has the continuous parameters of the run.
+    pub parameters: bool,
+}
+
+/// Everything that depends on time and condition alone, computed once for all evaluations of a run.
 pub struct Conditions {
     /// L: 1 for an unconditional model.
     labels: usize,
+    /// The embedding of the run's continuous parameters, if there are any.
+    parameters: Option<Tensor>,
     /// By architecture; row e L + l of each tensor belongs to evaluation e and label l.
     pub tables: Tables,
 }
@@ -191,30 +203,47 @@ impl Model {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn conditions(&self, times: &[f64], labels: &[u32]) -> Result<Conditions> {
+        let wanted: Vec<_> = labels.iter().map(|&label| Condition { label, parameters: false }).collect();
+        self.conditions_of(times, &wanted, None)
+    }
+
+    /// The same for images that may be asked for by continuous parameters too: one value for each of those of the model.
+    ///
+    /// PRECOND: labels are below [`ModelConfig::label_rows`].
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for values that the model cannot take; [`Error::OutOfMemory`].
+    pub fn conditions_of(&self, times: &[f64], wanted: &[Condition], parameters: Option<&[f64]>) -> Result<Conditions> {
         let (config, device, dtype, evaluations) = (&self.config, &self.device, self.dtype, times.len());
         let (labels, tables) = match &self.network {
-            Network::FlowVit(m) => (&[0][..], Tables::FlowVit(m.new_conditions(config, device, dtype, evaluations)?)),
-            Network::FlowUnet(m) => (&[0][..], Tables::FlowUnet(m.new_conditions(device, evaluations)?)),
-            Network::Unet2d(m) => (&[0][..], Tables::Unet2d(m.new_conditions(device, evaluations)?)),
+            Network::FlowVit(m) => (1, Tables::FlowVit(m.new_conditions(config, device, dtype, evaluations)?)),
+            Network::FlowUnet(m) => (1, Tables::FlowUnet(m.new_conditions(device, evaluations)?)),
+            Network::Unet2d(m) => (1, Tables::Unet2d(m.new_conditions(device, evaluations)?)),
             Network::Dit(m) => {
-                let rows = evaluations * labels.len();
-                (labels, Tables::Dit(Box::new(m.new_conditions(config, self.layers, device, dtype, rows)?)))
+                let rows = evaluations * wanted.len();
+                (wanted.len(), Tables::Dit(Box::new(m.new_conditions(config, self.layers, device, dtype, rows)?)))
             }
         };
-        let mut conditions = Conditions { labels: labels.len(), tables };
-        self.fill_conditions(times, labels, &mut conditions)?;
+        let normalised = parameters.map(|values| parameters::normalised(&config.parameters, values)).transpose();
+        let parameters = match (normalised.map_err(Error::Usage)?, &self.network) {
+            (Some(values), Network::Dit(m)) => device.run(|| m.embed_parameters(device, &values))?,
+            _ => None,
+        };
+        let mut conditions = Conditions { labels, parameters, tables };
+        self.fill_conditions(times, wanted, &mut conditions)?;
         Ok(conditions)
     }
 
-    /// The same for other times or labels, as many as before, in the same memory.
+    /// The same for other times, labels or images with parameters, as many as before, in the same memory.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]: intermediate results are allocated.
-    pub fn fill_conditions(&self, times: &[f64], labels: &[u32], conditions: &mut Conditions) -> Result<()> {
+    pub fn fill_conditions(&self, times: &[f64], wanted: &[Condition], conditions: &mut Conditions) -> Result<()> {
         let (config, device) = (&self.config, &self.device);
-        device.run(|| match (&self.network, &mut conditions.tables) {
+        let Conditions { parameters, tables, .. } = conditions;
+        device.run(|| match (&self.network, tables) {
             (Network::FlowVit(m), Tables::FlowVit(to)) => m.conditions(config, device, times, to),
-            (Network::Dit(m), Tables::Dit(to)) => m.conditions(config, device, times, labels, to),
+            (Network::Dit(m), Tables::Dit(to)) => m.conditions(config, device, times, wanted, parameters.as_ref(), to),
             (Network::FlowUnet(m), Tables::FlowUnet(to)) => m.conditions(config, device, times, to),
             (Network::Unet2d(m), Tables::Unet2d(to)) => m.conditions(config, device, times, to),
             _ => Err(other_model()),

@@ -4,6 +4,7 @@ use serde_json::{Map, Value};
 
 use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction, Task};
 use super::fields::{Fields, agree, compare};
+use super::parameters::Parameter;
 
 /// Names of the size of images.
 pub(super) const SIZES: [&str; 4] = ["image_size", "img_size", "input_size", "sample_size"];
@@ -106,6 +107,7 @@ impl ModelConfig {
             return Err(format!("{name} is {given}, but the last layer has {} channels", self.out_channels));
         }
         self.overlay_classes(&fields)?;
+        self.overlay_parameters(&fields)?;
         if let Some(range) = given.get("value_range") {
             let ends: Option<Vec<f32>> =
                 range.as_array().and_then(|ends| ends.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
@@ -157,6 +159,22 @@ impl ModelConfig {
             (NetworkConfig::FlowVit(_), _) | (_, None) => Ok(()),
             (NetworkConfig::Dit(_), Some(classes)) => overlay_names(classes, fields),
         }
+    }
+
+    /// Names and normalisation of continuous parameters, as many as the weights take.
+    fn overlay_parameters(&mut self, fields: &Fields) -> Result<(), String> {
+        let Some(given) = fields.0.get("parameters").filter(|_| self.architecture() == Architecture::Dit) else {
+            return Ok(());
+        };
+        let expected = self.parameters.len();
+        let list = given.as_array().filter(|list| list.len() == expected).ok_or_else(|| {
+            format!("parameters: a list of {expected} expected, as many as param_embed takes, found {given}")
+        })?;
+        let parse = |(i, value): (usize, &Value)| {
+            serde_json::from_value::<Parameter>(value.clone()).map_err(|e| format!("parameters[{i}]: {e}"))
+        };
+        self.parameters = list.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        Ok(())
     }
 }
 

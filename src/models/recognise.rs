@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction};
+use super::parameters::{MAX_PARAMETERS, Parameter};
 use super::sampling::Sampling;
 use super::shapes::{Shapes, Told};
 use super::transformer::TransformerConfig;
@@ -27,6 +28,7 @@ pub(super) fn plain(network: NetworkConfig, image_size: usize, in_channels: usiz
         out_channels: in_channels,
         time: notebook_time(256),
         classes: None,
+        parameters: Vec::new(),
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
         sampling: Sampling::default(),
@@ -75,6 +77,7 @@ fn dit(shapes: &Shapes) -> Told<ModelConfig> {
     let [rows, _] = shapes.get("final_layer.linear.weight")?;
     let [label_rows, _] = shapes.get("y_embedder.embedding_table.weight")?;
     let [_, freq] = shapes.get("t_embedder.mlp.0.weight")?;
+    let parameters = parameters(shapes)?;
     let per_patch = p * p * channels;
     // The original predicts noise and variance; the lensing project's variant a velocity.
     let original = rows == 2 * per_patch;
@@ -106,9 +109,22 @@ fn dit(shapes: &Shapes) -> Told<ModelConfig> {
             aliases: BTreeMap::new(),
             null: classes,
         }),
+        parameters,
         prediction: if original { Prediction::Epsilon } else { Prediction::Velocity },
         ..plain(NetworkConfig::Dit(sizes), image_size, channels)
     })
+}
+
+/// The continuous parameters that the weights have room for; the configuration has to name them.
+fn parameters(shapes: &Shapes) -> Told<Vec<Parameter>> {
+    if !shapes.has("param_embed.0.weight") {
+        return Ok(Vec::new());
+    }
+    let [_, count] = shapes.get("param_embed.0.weight")?;
+    if count > MAX_PARAMETERS {
+        return Err(format!("param_embed.0.weight takes {count} parameters, at most {MAX_PARAMETERS} expected"));
+    }
+    Ok((0..count).map(|i| Parameter { name: i.to_string(), mean: 0.0, std: 1.0, log: false }).collect())
 }
 
 fn flow_vit(shapes: &Shapes) -> Told<ModelConfig> {
@@ -192,6 +208,12 @@ impl ModelConfig {
                     ));
                 }
                 note("num_heads", format!("{heads} heads of {HEAD_DIM}"));
+            }
+            if !self.parameters.is_empty() && absent(&["parameters"]) {
+                let count = self.parameters.len();
+                return Err(format!(
+                    "no parameters in the configuration: needed for the {count} that param_embed takes"
+                ));
             }
             return Ok(notes);
         }

@@ -1,4 +1,5 @@
-//! Time embedding: sines and cosines through two linear layers with SiLU between, for all evaluations of a run at once.
+//! Time embedding: sines and cosines through two linear layers with SiLU between, for all evaluations of a run at once. The
+//! same layers embed continuous parameters.
 
 use super::linear::Linear;
 use super::params::{Loader, ParamSpec, linear_specs};
@@ -33,11 +34,17 @@ impl TimeMlp {
         let dtype = out.dtype();
         let rows: Vec<f64> = times.iter().flat_map(|&t| sinusoid.embed(t)).collect();
         let x = Tensor::from_f64(device, dtype, &[times.len(), sinusoid.dim], &rows)?;
-        let mut hidden = Tensor::zeros(device, dtype, out.shape())?;
+        self.forward(device, &x, out)
+    }
+
+    /// out [E, D] of the rows x [E, F]. Allocates.
+    pub fn forward(&self, device: &Device, x: &Tensor, out: &mut Tensor) -> Result<()> {
+        let rows = x.dim(0);
+        let mut hidden = Tensor::zeros(device, out.dtype(), out.shape())?;
         let plain = Residual::None;
-        let mut workspace = self.first.workspace(device, times.len(), 1)?;
-        self.first.forward(device, &x, Activation::Silu, plain, &mut hidden, &mut workspace)?;
-        let mut workspace = self.second.workspace(device, times.len(), 1)?;
+        let mut workspace = self.first.workspace(device, rows, 1)?;
+        self.first.forward(device, x, Activation::Silu, plain, &mut hidden, &mut workspace)?;
+        let mut workspace = self.second.workspace(device, rows, 1)?;
         self.second.forward(device, &hidden, Activation::None, plain, out, &mut workspace)
     }
 }

@@ -34,12 +34,23 @@ pub struct HostExamples {
     pub times: Vec<f64>,
     /// `[B]`.
     pub labels: Vec<u32>,
+    /// Normalised continuous parameters, [B, P], of a model that takes some: [`crate::train::parameters`].
+    pub parameters: Vec<f32>,
+    /// Which examples have them, `[B]`.
+    pub given: Vec<bool>,
 }
 
 impl HostExamples {
     /// As a training step takes them.
     pub fn borrow(&self) -> Examples<'_> {
-        Examples { x: &self.x, target: &self.target, times: &self.times, labels: &self.labels }
+        Examples {
+            x: &self.x,
+            target: &self.target,
+            times: &self.times,
+            labels: &self.labels,
+            parameters: &self.parameters,
+            given: &self.given,
+        }
     }
 }
 

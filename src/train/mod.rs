@@ -8,6 +8,7 @@ pub mod folder;
 pub mod learner;
 pub mod metrics;
 pub mod optimizer;
+pub mod parameters;
 pub mod schedule;
 pub mod trainer;
 mod watch;

@@ -24,6 +24,7 @@ use crate::train::folder::RunFolder;
 use crate::train::learner::{Learner, LearnerOptions};
 use crate::train::metrics::{Losses, Metrics, Record};
 use crate::train::optimizer::{EmaRule, LossScale, StepInputs, step_values};
+use crate::train::parameters::ParameterRows;
 use crate::train::schedule::{Schedule, Shape};
 use crate::train::watch::{sample_grid, validation_loss};
 
@@ -63,6 +64,8 @@ pub struct Trainer {
     learner: Learner,
     loader: Loader,
     rule: ExampleRule,
+    /// Of the images to train on.
+    parameters: Option<ParameterRows>,
     rates: Schedule,
     average: EmaRule,
     state: State,
@@ -140,6 +143,7 @@ impl Trainer {
             },
             stop: plan.stop,
         };
+        let parameters = ParameterRows::of(&plan.data, &plan.model.parameters, config.conditions.dropout)?;
         let mut learner = Learner::new(&plan.model, &plan.device, options, read)?;
         let seed = config.run.seed;
         let mut loader = Loader::new(plan.data.clone(), config.data.batch_size, seed, config.data.threads)?;
@@ -188,10 +192,20 @@ impl Trainer {
             Decay::Cosine => Shape::Cosine,
         };
         let rates = Schedule { warmup: optimizer.warmup_steps, shape, floor: optimizer.min_lr_ratio };
-        let average = EmaRule::Capped { decay: optimizer.ema_decay };
-        let since = Instant::now();
-        let mut trainer =
-            Self { folder, metrics, learner, loader, rule, rates, average, saved: state.step, state, since, plan };
+        let mut trainer = Self {
+            folder,
+            metrics,
+            learner,
+            loader,
+            rule,
+            parameters,
+            rates,
+            average: EmaRule::Capped { decay: optimizer.ema_decay },
+            saved: state.step,
+            state,
+            since: Instant::now(),
+            plan,
+        };
         trainer.fit(None)?;
         Ok((trainer, warnings))
     }
@@ -354,7 +368,8 @@ impl Trainer {
         for _ in 0..accumulate {
             let first = self.loader.state().position;
             let images = self.loader.next().ok_or_else(|| Error::Runtime("the data ended".into()))??;
-            let examples = self.rule.examples(&images.images, &images.labels, first);
+            let mut examples = self.rule.examples(&images.images, &images.labels, first);
+            self.parameters.iter().for_each(|rows| rows.add(&self.rule, &images.indices, first, &mut examples));
             let scale = self.loss_scale() / accumulate as f64;
             loss += self.learner.accumulate(&examples.borrow(), scale, first as u32)? / accumulate as f64;
         }

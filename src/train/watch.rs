@@ -12,10 +12,12 @@ use crate::flow::schedule::{Schedule, TimeConvention};
 use crate::io::{GridPng, write_grid_png};
 use crate::models::Model;
 use crate::models::export::Parameters;
+use crate::models::parameters::Parameter;
 use crate::tensor::DType;
 use crate::train::config::{FlowSection, RunSection};
 use crate::train::examples::ExampleRule;
 use crate::train::learner::{BatchOf, Learner};
+use crate::train::parameters::ParameterRows;
 
 /// Seed of the noise and the times that validation images always get, whatever the run's own seed.
 const SEED: u64 = 0x7661_6c69_6461_7465;
@@ -34,6 +36,7 @@ pub fn validation_loss(
 ) -> Result<(f64, u64)> {
     let size = learner.batch();
     let rule = ExampleRule { seed: SEED, flow: FlowSection { label_dropout: 0.0, ..FlowSection::default() }, null };
+    let parameters = ParameterRows::of(set, &learner.config().parameters, 0.0)?;
     let mut loader = Loader::in_order(set.clone(), size, threads)?;
     let mut seen = 0;
     let mut next = || {
@@ -52,6 +55,10 @@ pub fn validation_loss(
         examples.target.resize(size * per_image, 0.0);
         examples.times.resize(size, 0.5);
         examples.labels.resize(size, 0);
+        if let Some(rows) = &parameters {
+            rows.add(&rule, &batch.indices, seen as u64, &mut examples);
+            rows.pad(size, &mut examples);
+        }
         seen += images;
         Some(Ok(BatchOf { examples, images }))
     };
@@ -59,7 +66,8 @@ pub fn validation_loss(
     Ok((losses.iter().sum::<f64>() / losses.len().max(1) as f64, losses.len() as u64))
 }
 
-/// A grid of samples from noise that depends on the run's seed alone.
+/// A grid of samples from noise that depends on the run's seed alone; continuous parameters have the means of the training
+/// set.
 ///
 /// # Errors
 /// The sampler's; [`Error::Output`]; [`Error::Interrupted`].
@@ -72,7 +80,11 @@ pub fn sample_grid(learner: &Learner, run: &RunSection, stop: fn() -> bool, to: 
         .ok_or_else(|| Error::Runtime(format!("no schedule of {} steps", run.sample_steps)))?;
     let batch = auto_batch(device, config, run.sample_images, false);
     let options = SamplerOptions { guidance: 1.0, clamp: true };
-    let mut sampler = Sampler::new(&model, &schedule, batch, options)?;
+    let typical: Vec<f64> = config.parameters.iter().map(Parameter::typical).collect();
+    let mut sampler = match typical.is_empty() {
+        true => Sampler::new(&model, &schedule, batch, options)?,
+        false => Sampler::with_parameters(&model, &schedule, batch, options, &typical)?,
+    };
     let classes: Vec<usize> = (0..config.classes.as_ref().map_or(0, |c| c.names.len())).collect();
     let job = Job { noise: Noise::Seed(run.seed), first: 0, images: run.sample_images, classes: &classes };
     let mut images = Vec::new();

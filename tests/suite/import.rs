@@ -9,6 +9,7 @@ use arclet::models::builtin::{self, sincos_positions};
 use arclet::models::config::{Classes, ModelConfig, NetworkConfig, Prediction};
 use arclet::models::diffusion::{Diffusion, Variance};
 use arclet::models::import::{Import, KeyDifferences};
+use arclet::models::parameters::Parameter;
 use arclet::models::sampling::Sampling;
 use arclet::models::transformer::TransformerConfig;
 use arclet::models::{Model, specs};
@@ -132,6 +133,30 @@ fn headed(config: ModelConfig, heads: usize) -> ModelConfig {
 /// What a `config` beside the draft makes of it.
 fn with(draft: &Draft, config: Value) -> ModelConfig {
     draft.clone().config(config).read()
+}
+
+/// Weights tell how many parameters a model takes, and its configuration which.
+#[test]
+fn continuous_parameters_are_named_by_the_configuration() {
+    let parameter = |name: &str, log| Parameter { name: name.into(), mean: 1.5, std: 0.25, log };
+    let config = ModelConfig { parameters: vec![parameter("mass", true), parameter("x", false)], ..dit() };
+    let draft = Draft::of(&config);
+    assert_eq!(with(&draft, config.to_json()), config);
+    assert!(dit().to_json().get("parameters").is_none() && Draft::of(&dit()).read().parameters.is_empty());
+    let lacking = draft.clone().without("param_embed.2.bias").config(config.to_json());
+    assert_eq!(lacking.examine(|_, d| d.missing).unwrap(), ["param_embed.2.bias"]);
+
+    draft.refused(&["no parameters in the configuration", "the 2 that param_embed takes"]);
+    let refused = |value: Value, parts: &[&str]| draft.clone().config(json!({ "parameters": value })).refused(parts);
+    let x = json!({ "name": "x", "mean": 0.0, "std": 1.0 });
+    refused(json!([x]), &["a list of 2 expected"]);
+    refused(json!("x"), &["a list of 2 expected"]);
+    refused(json!([x, x]), &["parameters has \"x\" twice"]);
+    refused(json!([x, { "name": "y", "mean": 0.0 }]), &["parameters[1]", "std"]);
+    refused(json!([x, { "name": "y", "mean": 0.0, "sdt": 1.0 }]), &["parameters[1]", "sdt"]);
+    refused(json!([x, { "name": "y", "mean": 0.0, "std": 0.0 }]), &["parameters.y", "std is 0"]);
+    refused(json!([x, { "name": "y=1", "mean": 0.0, "std": 1.0 }]), &["\"y=1\"", "without ="]);
+    Draft::of(&dit()).config(json!({ "parameters": [x] })).refused(&["a list of 0 expected"]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod import;
 mod levels;
 mod ops;
 mod optimizer;
+mod parameters;
 mod ptx;
 mod schedule;
 mod simulate;

@@ -1,9 +1,11 @@
 //! The diffusion transformer with its backward: see [`crate::models::dit`] for what it computes.
 
+use super::parameters::ParameterStep;
 use super::{Conditions, Named, NamedMut, Stop, go_on, name_block, name_pair, name_pair_mut};
 use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
+use crate::models::dit::PARAMETERS;
 use crate::nn::training::{BlockParams, BlockStack, Keeping, Modulation, Pair, VectorMlp, VectorSaved};
 use crate::ops::Columns;
 use crate::ops::activation::{activate, activate_backward};
@@ -21,6 +23,8 @@ pub struct DitParams {
     positions: Tensor,
     time: VectorMlp,
     labels: Tensor,
+    /// Of a model that takes continuous parameters.
+    parameters: Option<VectorMlp>,
     blocks: Vec<BlockParams>,
     /// [6 D, D] of each block: shift, scale and gate of the attention, then of the MLP.
     adaln: Vec<Pair>,
@@ -32,7 +36,8 @@ pub struct DitParams {
 /// Memory for one batch.
 pub struct DitStep {
     time: VectorSaved,
-    /// Time and label, and the activation of their sum, [B, D].
+    parameters: Option<ParameterStep>,
+    /// Time, label and parameters, and the activation of their sum, [B, D].
     sum: Tensor,
     c: Tensor,
     parts: Vec<Modulation>,
@@ -61,6 +66,10 @@ impl DitParams {
             positions: Tensor::zeros(device, dtype, &[config.tokens(), d])?,
             time: VectorMlp::zeros(device, dtype, config.time.dim, d)?,
             labels: Tensor::zeros(device, dtype, &[config.label_rows(), d])?,
+            parameters: match config.parameters.len() {
+                0 => None,
+                count => Some(VectorMlp::zeros(device, dtype, count, d)?),
+            },
             blocks: (0..config.transformer().depth)
                 .map(|_| BlockParams::zeros(&block, device, dtype))
                 .collect::<Result<_>>()?,
@@ -82,6 +91,8 @@ impl DitParams {
         }
         all.extend(name_pair("final_layer.linear", &self.last));
         all.extend(name_pair("final_layer.adaLN_modulation.1", &self.last_adaln));
+        let parameters = self.parameters.iter().flat_map(VectorMlp::layers);
+        all.extend(parameters.flat_map(|(n, p)| name_pair(&format!("{PARAMETERS}.{n}"), p)));
         all
     }
 
@@ -99,6 +110,8 @@ impl DitParams {
         }
         all.extend(name_pair_mut("final_layer.linear", &mut self.last));
         all.extend(name_pair_mut("final_layer.adaLN_modulation.1", &mut self.last_adaln));
+        let parameters = self.parameters.iter_mut().flat_map(VectorMlp::layers_mut);
+        all.extend(parameters.flat_map(|(n, p)| name_pair_mut(&format!("{PARAMETERS}.{n}"), p)));
         all
     }
 }
@@ -119,11 +132,15 @@ impl DitStep {
         let size = (params.blocks.iter().map(|b| b.workspace_size(device, batch, tokens)))
             .chain([&params.patch_embed, &params.last].map(|l| l.workspace_size(device, batch, tokens)))
             .chain(params.adaln.iter().chain([&params.last_adaln]).map(|l| l.workspace_size(device, batch, 1)))
-            .chain([params.time.workspace_size(device, batch)])
+            .chain([&params.time].into_iter().chain(&params.parameters).map(|mlp| mlp.workspace_size(device, batch)))
             .fold(WorkspaceSize::default(), WorkspaceSize::max);
         let sums = scratch_len(batch, tokens, d).max(batch * (6 * d).max(params.last.weight.dim(0)));
         Ok(Self {
             time: VectorSaved::new(device, dtype, batch, config.time.dim, d)?,
+            parameters: match config.parameters.len() {
+                0 => None,
+                count => Some(ParameterStep::new(device, dtype, batch, count, d)?),
+            },
             sum: vector()?,
             c: vector()?,
             parts: (0..config.transformer().depth).map(|_| six()).collect::<Result<_>>()?,
@@ -151,6 +168,14 @@ impl DitStep {
         &mut self.time.x
     }
 
+    /// Uploads normalised parameters [B, P], and which images have them; nothing in a model without.
+    ///
+    /// # Errors
+    /// As of [`ParameterStep::set`].
+    pub fn set_parameters(&mut self, device: &Device, normalised: &[f32], given: &[bool]) -> Result<()> {
+        self.parameters.as_mut().map_or(Ok(()), |step| step.set(device, normalised, given))
+    }
+
     /// out [B, T, C P P] of the patches [B, T, C P P].
     #[allow(clippy::too_many_arguments)]
     pub fn forward(
@@ -163,9 +188,12 @@ impl DitStep {
         out: &mut Tensor,
         stop: Stop,
     ) -> Result<()> {
-        let Self { time, sum, c, parts, last_parts, stack, normed, rows, last_rows, workspace, .. } = self;
+        let Self { time, parameters, sum, c, parts, last_parts, stack, normed, rows, last_rows, workspace, .. } = self;
         params.time.forward(device, time, workspace)?;
         label_add(device, &time.y, &params.labels, &conditions.labels, sum)?;
+        if let Some((step, layers)) = parameters.as_mut().zip(params.parameters.as_ref()) {
+            step.forward(device, layers, sum, workspace)?;
+        }
         activate(device, sum, Activation::Silu, None, None, c)?;
         let residual = Residual::Rows(&params.positions);
         let bias = Some(Columns::Shared(&params.patch_embed.bias));
@@ -203,7 +231,7 @@ impl DitStep {
         grads: &mut DitParams,
         stop: Stop,
     ) -> Result<()> {
-        let Self { time, sum, c, parts, last_parts, stack, normed, rows, last_rows, .. } = self;
+        let Self { time, parameters, sum, c, parts, last_parts, stack, normed, rows, last_rows, .. } = self;
         let Self { d_parts, d_normed, dc: [dc, share, joined], sums, workspace, .. } = self;
         params.last.backward(device, normed, dout, Some(d_normed), &mut grads.last, sums)?;
         let [dshift, dscale, ..] = d_parts;
@@ -224,6 +252,10 @@ impl DitStep {
         params.patch_embed.backward(device, patches, stack.dx(), None, &mut grads.patch_embed, sums)?;
         activate_backward(device, sum, Activation::Silu, None, dc, share, None)?;
         label_add_backward(device, &conditions.labels, share, &mut grads.labels)?;
+        let both = params.parameters.as_ref().zip(grads.parameters.as_mut());
+        if let Some((step, (layers, grads))) = parameters.as_mut().zip(both) {
+            step.backward(device, layers, share, grads, sums)?;
+        }
         params.time.backward(device, time, share, &mut grads.time, sums)
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::models::builtin::sincos_positions;
 use crate::models::config::{Architecture, ModelConfig};
+use crate::models::dit::PARAMETERS;
 use crate::models::specs;
 use crate::nn::params::ParamSpec;
 use crate::rng::{normals, philox4x32_10};
@@ -62,7 +63,7 @@ fn dit(spec: &ParamSpec) -> Rule {
     if name.starts_with("final_layer") || name.contains("adaLN_modulation") || name.ends_with("bias") {
         return Rule::Zeros;
     }
-    if name.starts_with("t_embedder") || name.starts_with("y_embedder") {
+    if ["t_embedder", "y_embedder", PARAMETERS].iter().any(|embedder| name.starts_with(embedder)) {
         return Rule::Normal(0.02);
     }
     // Glorot and Bengio 2010.

@@ -4,6 +4,7 @@
 mod dit;
 mod flow_vit;
 mod init;
+mod parameters;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -201,6 +202,10 @@ pub struct Examples<'a> {
     pub times: &'a [f64],
     /// Class of each image, the one behind the last for none; not read by an unconditional model.
     pub labels: &'a [u32],
+    /// Normalised continuous parameters, [B, P]; not read by a model without.
+    pub parameters: &'a [f32],
+    /// Which images have them, `[B]`; not read by a model without.
+    pub given: &'a [bool],
 }
 
 impl Step {
@@ -289,6 +294,7 @@ impl Step {
                     return Err(Error::Runtime(format!("label {label} found, below {known} expected")));
                 }
                 self.conditions.labels.write_u32(device, examples.labels)?;
+                step.set_parameters(device, examples.parameters, examples.given)?;
                 step.sinusoids()
             }
         };

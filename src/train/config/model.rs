@@ -162,6 +162,7 @@ impl NewModel {
                 scale: 1000.0,
             },
             classes,
+            parameters: Vec::new(),
             value_range,
             prediction: Prediction::Velocity,
             sampling: Sampling::default(),

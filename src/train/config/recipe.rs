@@ -104,7 +104,7 @@ section! {
     ConditionsSection, "conditions" {
         /// Columns of the data's `params.csv`; none for a model without.
         parameters: Vec<String> = Vec::new(),
-        /// Probability that an example is learned without them.
+        /// Probability that an example with its class is learned without them; one without its class always is.
         dropout: f64 = 0.1,
     }
 }

@@ -29,7 +29,8 @@ pub struct DataRecord {
     /// What the digest is of.
     pub hashed: Hashed,
     /// SHA-256 over the files in order (name below `path`, size, and the digest of the content where it counts), the
-    /// names of the classes, and the label of each image as four little-endian bytes.
+    /// names of the classes, the label of each image as four little-endian bytes, and, where the model takes some, the
+    /// parameters of each image as eight of each.
     pub sha256: String,
 }
 
@@ -75,6 +76,8 @@ impl DataRecord {
         }
         let _ = writeln!(listing, "{:?}", set.classes());
         let labels: Vec<u8> = set.labels().iter().flat_map(|label| label.to_le_bytes()).collect();
+        let parameters = set.parameters().map_or(&[][..], |table| table.values());
+        let parameters: Vec<u8> = parameters.iter().flat_map(|value| value.to_le_bytes()).collect();
 
         let mut classes: Vec<(String, u64)> = set.classes().iter().map(|name| (name.clone(), 0)).collect();
         for &label in set.labels() {
@@ -86,7 +89,7 @@ impl DataRecord {
             classes,
             shape: set.shape()?,
             hashed,
-            sha256: sha256_of_parts([listing.as_bytes(), &labels]),
+            sha256: sha256_of_parts([listing.as_bytes(), &labels, &parameters]),
         })
     }
 
@@ -101,7 +104,7 @@ impl DataRecord {
             } else if self.shape != found.shape {
                 format!("images are {:?} now, {:?} when the run began", found.shape, self.shape)
             } else {
-                "the files are not those that the run began with".into()
+                "the files are not those that the run began with, or their parameters are others".into()
             };
             format!("{}: {what}", found.path)
         })

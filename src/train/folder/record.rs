@@ -8,6 +8,7 @@ use super::data::DataRecord;
 use crate::error::{Error, Result};
 use crate::io::json::parse_strict;
 use crate::io::read_text;
+use crate::models::parameters::Parameter;
 
 /// Value of [`RunRecord::format`].
 const FORMAT: &str = "arclet-run/1";
@@ -16,7 +17,7 @@ const FORMAT: &str = "arclet-run/1";
 const MAX_BYTES: u64 = 1 << 24;
 
 /// What decides a run beside its settings. No clock time and no host, so that the same run has the same record.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunRecord {
     /// `arclet-run/1`.
@@ -37,6 +38,9 @@ pub struct RunRecord {
     pub validation: Option<DataRecord>,
     /// Model that the run went on from, if there is one.
     pub init: Option<InitRecord>,
+    /// Continuous parameters that the model takes, normalised as the training set was when the run began.
+    #[serde(default)]
+    pub parameters: Vec<Parameter>,
 }
 
 /// A model that a run went on from.
@@ -64,6 +68,7 @@ impl RunRecord {
             data,
             validation: None,
             init: None,
+            parameters: Vec::new(),
         }
     }
 

@@ -5,6 +5,7 @@ mod data;
 mod diffusion;
 mod embedded;
 mod gpu;
+mod parameters;
 mod refusals;
 mod samples;
 mod shards;

@@ -3,6 +3,7 @@
 mod convert;
 mod images;
 mod loader;
+mod parameters;
 mod sets;
 mod survey;
 mod transforms;
@@ -24,7 +25,7 @@ fn lens(i: usize, side: usize) -> Vec<f32> {
 
 /// Writes `path` and the folders above it: an image of `side` pixels that all hold `value`. Not synced to the disk as
 /// the program's own files are: the tests write many.
-fn write_image(path: impl AsRef<Path>, side: usize, value: f32) {
+pub fn write_image(path: impl AsRef<Path>, side: usize, value: f32) {
     let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({side}, {side}), }}\n");
     let length = (header.len() as u16).to_le_bytes();
     let pixels = value.to_le_bytes().repeat(side * side);

@@ -47,7 +47,8 @@ impl Images {
 
     /// As a step takes them.
     pub fn examples(&self) -> Examples<'_> {
-        Examples { x: &self.x, target: &self.target, times: &self.times, labels: &self.labels }
+        let (x, target, times, labels) = (&self.x, &self.target, &self.times, &self.labels);
+        Examples { x, target, times, labels, parameters: &[], given: &[] }
     }
 }
 
