@@ -96,7 +96,7 @@ impl Conv {
     /// Height and width of what comes of images of `size`.
     ///
     /// # Errors
-    /// [`Error::Runtime`] for images smaller than the kernel.
+    /// [`crate::error::Error::Runtime`] for images smaller than the kernel.
     pub fn output(&self, size: [usize; 2]) -> Result<[usize; 2]> {
         self.spec.output(size)
     }

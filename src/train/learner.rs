@@ -212,8 +212,8 @@ impl Learner {
     /// Writes the weights as the network computes with them.
     fn narrow(&mut self) -> Result<()> {
         let Some(narrow) = &mut self.narrow else { return Ok(()) };
-        let pairs = self.weights.tensors().into_iter().zip(narrow.tensors_mut());
-        pairs.map(|(from, to)| cast(&self.device, from.tensor, to.tensor)).collect()
+        let mut pairs = self.weights.tensors().into_iter().zip(narrow.tensors_mut());
+        pairs.try_for_each(|(from, to)| cast(&self.device, from.tensor, to.tensor))
     }
 
     /// Forgets the gradients.

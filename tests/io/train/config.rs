@@ -68,7 +68,9 @@ fn tables_say_what_they_say() {
     let ModelPlan::New(model) = &config.model else { panic!("a new model expected") };
     assert!(!model.class_conditional, "a flow_vit has no classes");
     let network = model.config(&["no".into()], (0.0, 1.0));
-    assert_eq!((network.architecture, network.mlp_hidden, network.gelu_tanh), (Architecture::FlowVit, 256, true));
+    let sizes = network.transformer();
+    let found = (network.architecture(), sizes.mlp_hidden, sizes.gelu_tanh);
+    assert_eq!(found, (Architecture::FlowVit, 256, true));
     assert_eq!(network.classes, None);
     assert_eq!(config.data.value_range(), (0.0, 1.0));
     let source = config.data.source();
