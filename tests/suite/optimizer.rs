@@ -16,6 +16,8 @@ use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 struct Run {
     device: Device,
     rule: AdamRule,
+    /// Which parameters weight decay applies to.
+    decays: Vec<bool>,
     steps: u64,
     values: Tensor,
     report: Tensor,
@@ -35,6 +37,7 @@ impl Run {
         Self {
             device: device.clone(),
             rule,
+            decays: start.iter().map(|(.., decays)| *decays).collect(),
             steps: 0,
             values: zeros(VALUES),
             report: zeros(REPORT),
@@ -47,10 +50,12 @@ impl Run {
     }
 
     fn enqueue(&mut self) -> arclet::error::Result<()> {
-        let Self { device, rule, values, report, scratch, weights, grads, moments, averages, .. } = self;
+        let Self { device, rule, decays, values, report, scratch, weights, grads, moments, averages, .. } = self;
         grad_report(device, &grads.iter().collect::<Vec<_>>(), values, scratch, report)?;
-        for ((weight, grad), moments) in weights.iter_mut().zip(grads.iter()).zip(moments) {
-            adam(device, *rule, values, report, weight, grad, moments.each_mut())?;
+        let parameters = weights.iter_mut().zip(grads.iter()).zip(moments).zip(decays);
+        for (((weight, grad), moments), decays) in parameters {
+            let weight_decay = if *decays { rule.weight_decay } else { 0.0 };
+            adam(device, AdamRule { weight_decay, ..*rule }, values, report, weight, grad, moments.each_mut())?;
         }
         weights.iter().zip(averages).try_for_each(|(weight, average)| ema(device, values, report, weight, average))
     }
@@ -307,6 +312,8 @@ fn steps_have_the_same_bits_on_any_threads() {
 fn a_captured_step_follows_the_values_on_the_device() {
     let device = cuda();
     let [mut run, mut other] = [0; 2].map(|_| Run::new(&device, DType::F32, AdamRule::ADAM, &two(1030)));
+    // Recording must not load code.
+    fill_zero(&device, &mut Tensor::zeros(&device, DType::F32, &[1]).unwrap()).unwrap();
     let graph = device.capture(|| run.enqueue()).unwrap().unwrap();
     for step in 0..4 {
         let inputs = StepInputs { lr: 1e-3 * (1.0 + step as f64), ema_decay: 0.1 * step as f64, ..AVERAGED };
