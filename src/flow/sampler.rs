@@ -171,12 +171,12 @@ impl<'m> Sampler<'m> {
         let shape = [batch, config.in_channels, config.image_size, config.image_size];
         // As many as one batch can differ in; a run with fewer repeats one. What has no classes is the same in every run.
         let given = Condition { label: 0, parameters: parameters.is_some() };
-        let mut wanted = vec![given; config.label_rows().min(if guided { batch + 1 } else { batch })];
-        let mut rows = vec![0; model_batch];
-        if guided && config.classes.is_none() {
-            wanted = vec![Condition { parameters: false, ..given }, given];
-            rows[..batch].fill(1);
-        }
+        let alone = guided && config.classes.is_none();
+        let wanted = match alone {
+            true => vec![Condition { parameters: false, ..given }, given],
+            false => vec![given; config.label_rows().min(if guided { batch + 1 } else { batch })],
+        };
+        let row_of = |image: usize| u32::from(alone && image < batch);
         let guidance = guided.then_some(options.guidance);
         let clamp = options.clamp.then_some(config.value_range);
         let (state, steps) = match &schedule.steps {
@@ -202,7 +202,7 @@ impl<'m> Sampler<'m> {
             conditions: model.conditions_of(&schedule.times, &wanted, parameters)?,
             wanted,
             parameters: parameters.is_some(),
-            rows: Tensor::from_u32(device, &[model_batch], &rows)?,
+            rows: Tensor::from_u32(device, &[model_batch], &(0..model_batch).map(row_of).collect::<Vec<_>>())?,
             times: schedule.times.clone(),
             graph: None,
             launches: 0,
