@@ -4,8 +4,9 @@ use rayon::prelude::*;
 
 use super::linear::{Activation, gelu, gelu_tanh, relu, silu};
 use super::simd::vectorized;
-use super::{SpecLayout, expect, launch_elementwise, moves, round, spec, to_i32, to_u32, with_real};
+use super::{SpecLayout, expect, launch_elementwise, moves, round_on, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
+use crate::device::cpu::Cpu;
 use crate::device::cuda::Launch;
 use crate::error::Result;
 use crate::tensor::{Real, Tensor};
@@ -44,7 +45,7 @@ pub fn activate(
         return Ok(());
     }
     match device {
-        Device::Cpu(_) => {
+        Device::Cpu(cpu) => {
             with_real!(dtype, T => {
                 let rows = a.len() / (images * n);
                 let (a, gate) = (a.host::<T>()?, gate.map(Tensor::host::<T>).transpose()?);
@@ -56,7 +57,7 @@ pub fn activate(
                     },
                 );
             });
-            round(y)
+            round_on(cpu, y)
         }
         Device::Cuda(cuda) => {
             let spec = ActivationSpec::new(a, act)?;
@@ -92,7 +93,7 @@ pub fn activate_backward(
         return Ok(());
     }
     match device {
-        Device::Cpu(_) => with_real!(dtype, T => cpu_backward::<T>(a, act, gate, dy, da, dgate)),
+        Device::Cpu(cpu) => with_real!(dtype, T => cpu_backward::<T>(cpu, a, act, gate, dy, da, dgate)),
         Device::Cuda(cuda) => {
             let spec = ActivationSpec::new(a, act)?;
             let gate_address = gate.map_or(Ok(0), |t| t.address(0))?;
@@ -116,6 +117,7 @@ pub fn activate_backward(
 }
 
 fn cpu_backward<T: Real>(
+    cpu: &Cpu,
     a: &Tensor,
     act: Activation,
     gate: Option<&Tensor>,
@@ -130,14 +132,14 @@ fn cpu_backward<T: Real>(
     all.enumerate().with_min_len(8).for_each(|(row, (da, (a, dy)))| {
         differentiate(da, a, act, gate.map(|gate| &gate[row / rows * n..][..n]), dy);
     });
-    round(da)?;
+    round_on(cpu, da)?;
     let Some(dgate) = dgate else { return Ok(()) };
     let images = dgate.host_mut::<T>()?.par_chunks_mut(n).zip(a.par_chunks(rows * n).zip(dy.par_chunks(rows * n)));
     images.for_each(|(dgate, (a, dy))| {
         dgate.fill(T::default());
         a.chunks_exact(n).zip(dy.chunks_exact(n)).for_each(|(a, dy)| gather(dgate, a, act, dy));
     });
-    round(dgate)
+    round_on(cpu, dgate)
 }
 
 #[inline(always)]

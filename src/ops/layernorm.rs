@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::reduce::sum_of;
 use super::simd::vectorized;
-use super::{Columns, Select, condition_rows, expect, moves, round, spec, to_i32, to_u32, with_real};
+use super::{Columns, Select, condition_rows, expect, moves, round_on, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
@@ -67,9 +67,9 @@ pub fn layernorm(device: &Device, x: &Tensor, affine: Affine, eps: f64, y: &mut 
     expect("layernorm output", y, dtype, x.shape())?;
     affine.check(dtype, images, dim)?;
     match device {
-        Device::Cpu(_) => {
+        Device::Cpu(device) => {
             with_real!(y.dtype(), T => cpu::<T>(x, affine, eps, y))?;
-            round(y)
+            round_on(device, y)
         }
         Device::Cuda(cuda) => launch(cuda, x, affine, eps, y),
     }

@@ -32,6 +32,7 @@ pub(crate) mod simd;
 pub mod solver;
 pub mod upsample;
 
+use crate::device::cpu::Cpu;
 use crate::device::cuda::{Cuda, Launch};
 use crate::device::trace::Work;
 use crate::error::{Error, Result};
@@ -185,6 +186,12 @@ fn round(tensor: &mut Tensor) -> Result<()> {
         });
     }
     Ok(())
+}
+
+/// The same, but only where this CPU rounds between operations: where it has instructions for the type, numbers are rounded
+/// as they enter a product.
+fn round_on(cpu: &Cpu, tensor: &mut Tensor) -> Result<()> {
+    if tensor.dtype().rounds_on(cpu) { round(tensor) } else { Ok(()) }
 }
 
 /// Runs `$body` with `$t` standing for the float type that the CPU computes `$dtype` in.

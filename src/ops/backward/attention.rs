@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::ops::linear::{matmul, matmul_t};
 use crate::ops::reduce::{dot, max, sum_of};
 use crate::ops::simd::vectorized;
-use crate::ops::{expect, round, with_real};
+use crate::ops::{expect, round_on, with_real};
 use crate::tensor::{Real, Tensor};
 
 pub(in crate::ops) use gpu::LAYOUT;
@@ -80,7 +80,7 @@ pub fn attention_with_lse(
         return Ok(());
     }
     match device {
-        Device::Cpu(_) => {
+        Device::Cpu(cpu) => {
             with_real!(out.dtype(), T => {
                 let rows = forward(g, qkv.host::<T>()?, out.host_mut::<T>()?);
                 let lse = lse.host_mut::<T>()?;
@@ -91,7 +91,7 @@ pub fn attention_with_lse(
                     }
                 }
             });
-            round(out)
+            round_on(cpu, out)
         }
         Device::Cuda(cuda) => gpu::forward(cuda, g, qkv, out, lse),
     }
@@ -121,7 +121,7 @@ pub fn attention_backward(
         return Ok(());
     }
     match device {
-        Device::Cpu(_) => {
+        Device::Cpu(cpu) => {
             with_real!(out.dtype(), T => {
                 let (qkv, out, lse, dout) = (qkv.host::<T>()?, out.host::<T>()?, lse.host::<T>()?, dout.host::<T>()?);
                 let (per_image, dim) = (g.tokens * g.dim(), g.dim());
@@ -142,7 +142,7 @@ pub fn attention_backward(
                     }
                 });
             });
-            round(dqkv)
+            round_on(cpu, dqkv)
         }
         Device::Cuda(cuda) => gpu::backward(cuda, g, qkv, out, lse, dout, dqkv, scratch),
     }

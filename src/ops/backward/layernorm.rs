@@ -7,11 +7,12 @@ use rayon::prelude::*;
 
 use super::sums::{accumulate, add_planes, wanted};
 use crate::device::Device;
+use crate::device::cpu::Cpu;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::Result;
 use crate::ops::reduce::{lanes, sum_of};
 use crate::ops::simd::vectorized;
-use crate::ops::{SpecLayout, expect, moves, round, spec, to_i32, to_u32, with_real};
+use crate::ops::{SpecLayout, expect, moves, round_on, spec, to_i32, to_u32, with_real};
 use crate::tensor::{Real, Tensor};
 
 spec! {
@@ -87,12 +88,14 @@ pub fn layernorm_backward(
     }
     wanted(scratch, scratch_len(images, x.len() / (images * dim), dim), x)?;
     match device {
-        Device::Cpu(_) => with_real!(dtype, T => cpu::<T>(x, affine, eps, dy, beside, dx, scratch)),
+        Device::Cpu(device) => with_real!(dtype, T => cpu::<T>(device, x, affine, eps, dy, beside, dx, scratch)),
         Device::Cuda(cuda) => launch(cuda, x, affine, eps, dy, beside, dx, scratch),
     }
 }
 
+#[allow(clippy::too_many_arguments)]
 fn cpu<T: Real>(
+    device: &Cpu,
     x: &Tensor,
     affine: AffineBackward,
     eps: f64,
@@ -123,7 +126,7 @@ fn cpu<T: Real>(
             differentiate(dx, &x[at..][..dim], &dy[at..][..dim], mul, beside, sums, T::from_f64(eps));
         }
     });
-    round(dx)?;
+    round_on(device, dx)?;
     match affine {
         AffineBackward::None => Ok(()),
         AffineBackward::Learned { dweight, dbias, .. } => {
@@ -140,8 +143,8 @@ fn cpu<T: Real>(
                 to_shift[i * dim..][..dim].copy_from_slice(&sums[..dim]);
                 to_scale[i * dim..][..dim].copy_from_slice(&sums[dim..]);
             }
-            round(dshift)?;
-            round(dscale)
+            round_on(device, dshift)?;
+            round_on(device, dscale)
         }
     }
 }

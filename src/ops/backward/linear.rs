@@ -1,6 +1,8 @@
 //! Backward of y = x weight^T + bias. What follows the product (activation, gate, residual) has a backward of its own,
 //! [`crate::ops::activation`], which makes the gradient of the product out of that of y.
 
+mod packed;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
@@ -11,8 +13,9 @@ use crate::device::cuda::{Cuda, Launch};
 use crate::device::trace::Work;
 use crate::error::{Error, Result};
 use crate::ops::linear::matmul;
+use crate::ops::product::Kernel;
 use crate::ops::simd::vectorized;
-use crate::ops::{SpecLayout, expect, round, spec, to_i32, to_u32, with_real};
+use crate::ops::{SpecLayout, expect, round_on, spec, to_i32, to_u32, with_real};
 use crate::tensor::{Real, Tensor};
 
 spec! {
@@ -21,7 +24,8 @@ spec! {
 }
 pub(in crate::ops) const LAYOUT: SpecLayout = LinearBackwardSpec::LAYOUT;
 
-/// Products of fewer rows per image take our own sums: `gemm` branches on the shape.
+/// Products of fewer rows per image take our own sums: `gemm` branches on the shape, and packing a weight costs as much as
+/// they do.
 const MIN_GEMM_ROWS: usize = 16;
 /// Rows and columns of a block's tile in `linear_backward.cu`.
 const TILE: usize = 64;
@@ -59,15 +63,28 @@ pub fn linear_backward(
     }
     let rows = x.len() / k;
     match device {
-        Device::Cpu(_) => with_real!(dtype, T => {
+        Device::Cpu(cpu) => {
+            let kernel = dtype.packing(cpu).map(|element| Kernel::new(cpu, element));
             if let Some(dx) = dx {
-                inputs(rows / images, dy.host::<T>()?, weight.host::<T>()?, dx.host_mut::<T>()?, [n, k]);
-                round(dx)?;
+                match &kernel {
+                    Some(kernel) if rows / images >= MIN_GEMM_ROWS => {
+                        packed::inputs(kernel, dy.host()?, weight.host()?, dx.host_mut()?, [n, k]);
+                    }
+                    _ => with_real!(dtype, T => {
+                        inputs(rows / images, dy.host::<T>()?, weight.host::<T>()?, dx.host_mut::<T>()?, [n, k]);
+                    }),
+                }
+                round_on(cpu, dx)?;
             }
-            let (dy, x) = ((dy.host::<T>()?, 1, n), (x.host::<T>()?, k, 1));
-            matmul_add([n, k, rows], (dw.host_mut::<T>()?, k), dy, x, Parallelism::Rayon(0));
+            match &kernel {
+                Some(kernel) => packed::weights(kernel, dy.host()?, x.host()?, dw.host_mut()?, [n, k]),
+                None => with_real!(dtype, T => {
+                    let (dy, x) = ((dy.host::<T>()?, 1, n), (x.host::<T>()?, k, 1));
+                    matmul_add([n, k, rows], (dw.host_mut::<T>()?, k), dy, x, Parallelism::Rayon(0));
+                }),
+            }
             Ok(())
-        }),
+        }
         Device::Cuda(cuda) => {
             if let Some(dx) = dx {
                 launch(cuda, "linear_dx_bwd", [dy, weight], dx, [rows, k, n])?;

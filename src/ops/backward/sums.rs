@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::device::cuda::{Cuda, Launch};
 use crate::error::{Error, Result};
 use crate::ops::simd::vectorized;
-use crate::ops::{SpecLayout, expect, launch_elementwise, moves, round, spec, to_i32, to_u32, with_real};
+use crate::ops::{SpecLayout, expect, launch_elementwise, moves, round_on, spec, to_i32, to_u32, with_real};
 use crate::tensor::Tensor;
 
 spec! {
@@ -71,7 +71,7 @@ pub fn sum_tokens(device: &Device, dy: &Tensor, out: &mut Tensor) -> Result<()> 
     }
     let rows = dy.len() / (images * n);
     match device {
-        Device::Cpu(_) => {
+        Device::Cpu(cpu) => {
             with_real!(dtype, T => {
                 let dy = dy.host::<T>()?;
                 out.host_mut::<T>()?.par_chunks_mut(n).zip(dy.par_chunks(rows * n)).for_each(|(out, dy)| {
@@ -79,7 +79,7 @@ pub fn sum_tokens(device: &Device, dy: &Tensor, out: &mut Tensor) -> Result<()> 
                     dy.chunks_exact(n).for_each(|dy| accumulate(out, dy));
                 });
             });
-            round(out)
+            round_on(cpu, out)
         }
         Device::Cuda(cuda) => {
             let spec = SumsSpec::new(images, rows, n)?;

@@ -13,6 +13,7 @@ mod blocks;
 pub mod ceilings;
 mod pack;
 mod portable;
+mod store;
 
 use rayon::prelude::*;
 
@@ -21,7 +22,8 @@ use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line};
 
 pub use blocks::{Block, cut};
-pub use pack::{RowLines, pack_columns, pack_row, pack_row_panels, pack_rows_of};
+pub use pack::{RowLines, pack_columns, pack_columns_as_rows, pack_row, pack_row_panels, pack_rows_of};
+pub use store::{add_tile, put_tile};
 
 /// Most numbers of a tile: 32 rows by two panels.
 const MAX_TILE: usize = 1024;

@@ -107,30 +107,87 @@ pub fn pack_columns(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 
 
 vectorized! { plain
     fn pack_panel(element: Element, x: &[f32], stride: usize, columns: (usize, usize), k: usize, lines: &mut [Line]) {
-        let row = |k: usize| &x[k * stride + columns.0..][..columns.1];
-        let steps = k.div_ceil(element.per_word());
-        for (step, line) in lines.iter_mut().enumerate() {
-            line.0 = [0; LANES];
-            if step >= steps {
-                continue;
+        let row = |k: usize| -> [f32; LANES] {
+            let row = &x[k * stride + columns.0..][..columns.1];
+            // Of a known length where there are that many: one load.
+            match row.first_chunk() {
+                Some(row) => *row,
+                None => std::array::from_fn(|i| row.get(i).copied().unwrap_or(0.0)),
             }
-            match element {
-                Element::F32 => {
-                    for (word, v) in line.0.iter_mut().zip(row(step)) {
-                        *word = v.to_bits();
-                    }
+        };
+        let steps = k.div_ceil(element.per_word());
+        let (filled, rest) = lines.split_at_mut(steps);
+        match element {
+            Element::F32 => {
+                for (step, line) in filled.iter_mut().enumerate() {
+                    line.0 = row(step).map(f32::to_bits);
                 }
-                Element::Bf16Pair => {
-                    for (word, &v) in line.0.iter_mut().zip(row(2 * step)) {
-                        *word = bf16_bits(v);
-                    }
-                    if 2 * step + 1 < k {
-                        for (word, &v) in line.0.iter_mut().zip(row(2 * step + 1)) {
-                            *word |= bf16_bits(v) << 16;
+            }
+            Element::Bf16Pair => {
+                for (step, line) in filled.iter_mut().enumerate() {
+                    let (lower, upper) = (row(2 * step), if 2 * step + 1 < k { row(2 * step + 1) } else { [0.0; LANES] });
+                    line.0 = std::array::from_fn(|i| bf16_bits(lower[i]) | bf16_bits(upper[i]) << 16);
+                }
+            }
+        }
+        rest.fill(Line::default());
+    }
+}
+
+/// Packs the columns of a matrix [K, M], whose row k is the M numbers from `k stride` on, as rows of a product: tiles of
+/// `tile_rows` rows one behind the other, as [`pack_rows_of`] fills them; the last may have fewer.
+///
+/// PRECOND: `tiles` holds `element.lines(k)` lines for each column.
+pub fn pack_columns_as_rows(
+    element: Element,
+    x: &[f32],
+    stride: usize,
+    [m, k]: [usize; 2],
+    tile_rows: usize,
+    tiles: &mut [Line],
+) {
+    turn(element, x, stride, (m, k), tile_rows, tiles);
+}
+
+vectorized! { plain
+    fn turn(element: Element, x: &[f32], stride: usize, size: (usize, usize), tile_rows: usize, tiles: &mut [Line]) {
+        let (m, k) = size;
+        let lines = element.lines(k);
+        // Line by line: of a few rows of the matrix every column, while they are in the cache.
+        for line in 0..lines {
+            for (tile, first) in tiles.chunks_mut(tile_rows * lines).zip((0..m).step_by(tile_rows)) {
+                let rows = tile.len() / lines;
+                let to = &mut tile[line * rows..][..rows];
+                for step in 0..LANES {
+                    let at = (line * LANES + step) * element.per_word();
+                    let row = |k: usize| &x[k * stride + first..][..rows];
+                    match element {
+                        _ if at >= k => to.iter_mut().for_each(|to| to.0[step] = 0),
+                        Element::F32 => to.iter_mut().zip(row(at)).for_each(|(to, v)| to.0[step] = v.to_bits()),
+                        Element::Bf16Pair if at + 1 < k => turn_pairs(row(at), row(at + 1), to, step),
+                        Element::Bf16Pair => {
+                            to.iter_mut().zip(row(at)).for_each(|(to, &v)| to.0[step] = bf16_bits(v));
                         }
                     }
                 }
             }
         }
+    }
+}
+
+/// Word `step` of each line: the pair of two rows.
+#[inline(always)]
+fn turn_pairs(lower: &[f32], upper: &[f32], to: &mut [Line], step: usize) {
+    // By eights, which most tiles consist of: they are rounded as vectors.
+    let (lower, lower_rest) = lower.as_chunks::<8>();
+    let (upper, upper_rest) = upper.as_chunks::<8>();
+    let (to, to_rest) = to.as_chunks_mut::<8>();
+    let pair = |lower: f32, upper: f32| bf16_bits(lower) | bf16_bits(upper) << 16;
+    for ((to, lower), upper) in to.iter_mut().zip(lower).zip(upper) {
+        let words: [u32; 8] = std::array::from_fn(|i| pair(lower[i], upper[i]));
+        to.iter_mut().zip(words).for_each(|(to, word)| to.0[step] = word);
+    }
+    for ((to, &lower), &upper) in to_rest.iter_mut().zip(lower_rest).zip(upper_rest) {
+        to.0[step] = pair(lower, upper);
     }
 }

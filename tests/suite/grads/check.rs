@@ -1,9 +1,11 @@
 //! What every operation's backward has to keep.
 
 use arclet::device::Device;
+use arclet::device::cpu::Cpu;
+use arclet::device::level::Level;
 use arclet::tensor::{DType, Tensor};
 
-use crate::common::{cpu, relative_error, rms_error, rounding_cpu};
+use crate::common::{cpu, cpu_at, relative_error, rms_error, rounding_cpu};
 use crate::engines::{CUDA_DTYPES, cuda, every_mode};
 
 /// What an input is to the operation.
@@ -260,10 +262,30 @@ pub fn on_gpu(case: &dyn Differentiable) {
     }
 }
 
+/// At every level of instructions: f32 against f64 within 1e-5, and bf16 within twice the error of the loops that round.
+pub fn at_every_level(case: &dyn Differentiable) {
+    let (portable, rounding) = (cpu_at(Level::Portable), rounding_cpu());
+    let dy = slope_of(case, &portable);
+    let narrow = |v: &[f64]| v.iter().map(|&v| v as f32).collect::<Vec<f32>>();
+    let exact = gradients(case, &portable, DType::F64, &dy, 1);
+    let rounded = gradients(case, &rounding, DType::BF16, &dy, 1);
+    for level in Level::ALL {
+        let [f32s, bf16s] = [DType::F32, DType::BF16].map(|dtype| gradients(case, &cpu_at(level), dtype, &dy, 1));
+        for (i, want) in exact.iter().enumerate() {
+            let what = format!("{} at {}: gradient of {}", case.name(), level.name(), case.inputs()[i].name);
+            let error = worst(&f32s[i], want);
+            assert!(error < 1e-5, "{what} in f32: relative error {error:.2e}");
+            let [got, yardstick, want] = [&bf16s[i], &rounded[i], want].map(|v| narrow(v));
+            let (error, allowed) = (rms_error(&got, &want), 2.0 * rms_error(&yardstick, &want));
+            assert!(error <= allowed, "{what} in bf16: RMS error {error:.2e}, {allowed:.2e} allowed");
+        }
+    }
+}
+
 /// Gradients in f32 have the same bits with one thread and with three.
 pub fn same_bits_on_any_threads(case: &dyn Differentiable) {
     let on = |threads: usize| {
-        let device = Device::Cpu(arclet::device::cpu::Cpu::new(threads).unwrap());
+        let device = Device::Cpu(Cpu::new(threads).unwrap());
         let dy = slope_of(case, &device);
         gradients(case, &device, DType::F32, &dy, 1).concat()
     };

@@ -16,7 +16,7 @@ use arclet::tensor::{DType, Tensor};
 
 use super::attention::attention_case;
 use super::check::{
-    Case, Differentiable, Input, Random, Role, f32_on_cpu, on_cpu, on_gpu, same_bits_in_any_batch,
+    Case, Differentiable, Input, Random, Role, at_every_level, f32_on_cpu, on_cpu, on_gpu, same_bits_in_any_batch,
     same_bits_on_any_threads,
 };
 use crate::common::cpu;
@@ -66,6 +66,18 @@ fn linear_gradients() {
     f32_on_cpu(&large);
     same_bits_on_any_threads(&large);
     same_bits_on_any_threads(&linear_case([5, 1, 300, 260], 6));
+    // The sum over the rows in three parts, the last of which is not whole.
+    same_bits_on_any_threads(&linear_case([3, 200, 70, 50], 7));
+}
+
+#[test]
+fn linear_gradients_at_every_level() {
+    // Sizes about those of tiles, panels and lines; rows in parts and of odd number; few rows, whose dx has loops of its own.
+    for (i, shape) in
+        [[1, 17, 1, 1], [3, 31, 47, 33], [1, 97, 17, 49], [3, 401, 50, 35], [9, 1, 65, 97]].into_iter().enumerate()
+    {
+        at_every_level(&linear_case(shape, i as u64));
+    }
 }
 
 #[test]
