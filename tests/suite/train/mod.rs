@@ -1,5 +1,6 @@
 //! Training: steps against PyTorch, and what a run promises however it is stopped, cut up or short of memory.
 
+mod examples;
 mod runs;
 mod steps;
 mod switches;
