@@ -11,7 +11,7 @@
 //
 // PRECOND fold_fwd, fold_proj_bwd: block 256, any 1-D grid (grid-stride loops).
 // PRECOND fold_conv_bwd: grid (between, channels + 1), block 256; the last column is the bias.
-#include "reduce.cuh"
+#include "block.cuh"
 
 struct FoldSpec {
   int dim, between, channels, pixels;
@@ -63,7 +63,6 @@ __device__ __forceinline__ void conv_backward(const float* __restrict__ dweight,
                                               const T* __restrict__ proj, float* __restrict__ dconv,
                                               float* __restrict__ dconv_bias, const FoldSpec& s) {
   dev::grid_begin();
-  __shared__ float warps[8];
   const int e = blockIdx.x, c = blockIdx.y;
   const bool of_bias = c == s.channels;
   const size_t n = static_cast<size_t>(s.dim) * s.pixels;
@@ -73,12 +72,8 @@ __device__ __forceinline__ void conv_backward(const float* __restrict__ dweight,
     const float d = of_bias ? dbias[r] : dweight[(r * s.channels + c) * s.pixels + i];
     sum = fmaf(d, dev::to_f32(proj[(r * s.between + e) * s.pixels + i]), sum);
   }
-  sum = dev::warp_sum(sum);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
-  __syncthreads();
+  sum = dev::block_sum(sum);
   if (threadIdx.x != 0) return;
-  sum = 0.f;
-  for (int w = 0; w < 8; ++w) sum += warps[w];
   if (of_bias)
     dconv_bias[e] += sum;
   else

@@ -5,7 +5,7 @@
 //   mse_bwd_<dtype>   d[i] = scale[0] 2 (prediction[i] - target[i]) / (images per_image)
 //
 // PRECOND mse_fwd: grid images, block 256; mse_mean_fwd: one block of 256; mse_bwd: block 256, any 1-D grid.
-#include "reduce.cuh"
+#include "block.cuh"
 
 struct MseSpec {
   int images, per_image;
@@ -13,18 +13,6 @@ struct MseSpec {
 SPEC_LAYOUT(MseSpec, images, per_image)
 
 namespace {
-
-// Sum over the block in one order; thread 0 holds it.
-__device__ __forceinline__ float block_sum(float v) {
-  __shared__ float warps[8];
-  v = dev::warp_sum(v);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0.f;
-  if (threadIdx.x == 0)
-    for (int w = 0; w < 8; ++w) v += warps[w];
-  return v;
-}
 
 template <class T>
 __device__ __forceinline__ void mse(const T* __restrict__ p, const float* __restrict__ t, float* __restrict__ per_image,
@@ -37,7 +25,7 @@ __device__ __forceinline__ void mse(const T* __restrict__ p, const float* __rest
     const float d = dev::to_f32(p[i]) - t[i];
     sum = fmaf(d, d, sum);
   }
-  sum = block_sum(sum);
+  sum = dev::block_sum(sum);
   if (threadIdx.x == 0) per_image[blockIdx.x] = sum / s.per_image;
 }
 
@@ -57,7 +45,7 @@ KERNEL(__launch_bounds__(256) mse_mean_fwd)(const float* per_image, float* loss,
   dev::grid_begin();
   float sum = 0.f;
   for (int i = threadIdx.x; i < s.images; i += 256) sum += per_image[i];
-  sum = block_sum(sum);
+  sum = dev::block_sum(sum);
   if (threadIdx.x == 0) loss[0] = sum / s.images;
 }
 KERNEL_EXPORT(mse_mean_fwd)

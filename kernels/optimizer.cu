@@ -14,7 +14,7 @@
 //
 // PRECOND grad_squares: grid ceil(elements / 8192), block 256; grad_report: one block of 256.
 // PRECOND the others: block 256, any 1-D grid (grid-stride).
-#include "reduce.cuh"
+#include "block.cuh"
 
 struct SquaresSpec {
   int elements, first;
@@ -44,18 +44,6 @@ constexpr int CHUNK = 8192;
 // Rows of values and report, as src/ops/optimizer.rs writes and reads them.
 enum Value { LR, STEP_SIZE, ROOT2, GRAD_SCALE, MAX_NORM, EMA_WEIGHT };
 enum Report { NORM, FINITE, FACTOR };
-
-// Sum over the block in one order; thread 0 holds it.
-__device__ __forceinline__ float block_sum(float v) {
-  __shared__ float warps[8];
-  v = dev::warp_sum(v);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
-  __syncthreads();
-  v = 0.f;
-  if (threadIdx.x == 0)
-    for (int w = 0; w < 8; ++w) v += warps[w];
-  return v;
-}
 
 // N consecutive elements, moved at once; the address is a multiple of their size.
 template <int N> __device__ __forceinline__ void load(const float* p, float (&v)[N]) {
@@ -130,7 +118,7 @@ KERNEL(__launch_bounds__(256) grad_squares_f32)(const float* __restrict__ grad, 
     const float g = grad[begin + i] * scale;
     sum = fmaf(g, g, sum);
   }
-  sum = block_sum(sum);
+  sum = dev::block_sum(sum);
   if (threadIdx.x == 0) partials[s.first + blockIdx.x] = sum;
 }
 KERNEL_EXPORT(grad_squares_f32)
@@ -140,7 +128,7 @@ KERNEL(__launch_bounds__(256) grad_report_f32)(const float* __restrict__ partial
   dev::grid_begin();
   float sum = 0.f;
   for (int i = threadIdx.x; i < s.partials; i += 256) sum += partials[i];
-  sum = block_sum(sum);
+  sum = dev::block_sum(sum);
   if (threadIdx.x != 0) return;
   const float norm = sqrtf(sum);
   report[NORM] = norm;

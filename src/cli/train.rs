@@ -213,11 +213,8 @@ fn open_data(
     if elsewhere.is_none() && held_out.split.is_none() {
         held_out.split = splits(path)?.into_iter().find(|split| split == VALIDATION);
     }
-    let validation = match (elsewhere, &held_out.split) {
-        (Some(path), _) => Some(open(path, &held_out)?),
-        (None, Some(_)) => Some(open(path, &held_out)?),
-        (None, None) => None,
-    };
+    let from = elsewhere.or_else(|| held_out.split.as_ref().map(|_| path));
+    let validation = from.map(|from| open(from, &held_out)).transpose()?;
     Ok((Arc::new(data), validation.map(Arc::new)))
 }
 
