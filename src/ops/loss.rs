@@ -120,7 +120,7 @@ vectorized! {
     /// to[0] = the mean of (p - t)^2.
     fn squares(to: &mut [T], p: &[T], t: &[T]) {
         let t = &t[..p.len()];
-        let step = |acc: T, i: usize| (p[i] - t[i]).mul_add(p[i] - t[i], acc);
-        to[0] = lanes(p.len(), T::default(), step, |a, b| a + b) / T::from_f64(p.len() as f64);
+        let step = |acc: T, [p, t]: [T; 2]| (p - t).mul_add(p - t, acc);
+        to[0] = lanes([p, t], T::default(), step, |a, b| a + b) / T::from_f64(p.len() as f64);
     }
 }

@@ -355,8 +355,8 @@ struct Coefficients<T> {
 vectorized! {
     /// to[0] = the sum of (scale grad)^2.
     fn squares(to: &mut [T], grad: &[T], scale: T) {
-        let step = |acc: T, i: usize| (grad[i] * scale).mul_add(grad[i] * scale, acc);
-        to[0] = lanes(grad.len(), T::default(), step, |a, b| a + b);
+        let step = |acc: T, [g]: [T; 1]| (g * scale).mul_add(g * scale, acc);
+        to[0] = lanes([grad], T::default(), step, |a, b| a + b);
     }
 }
 

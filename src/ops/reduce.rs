@@ -5,20 +5,23 @@ use crate::tensor::Real;
 
 const LANES: usize = 16;
 
-/// `step` folds element i into its lane, `join` folds two lanes.
+/// `step` folds elements into their lane, `join` folds two lanes. Whole lanes by arrays: element by element they would not
+/// become a vector.
 #[inline(always)]
-pub fn lanes<T: Real>(len: usize, init: T, mut step: impl FnMut(T, usize) -> T, join: impl Fn(T, T) -> T) -> T {
+pub fn lanes<T: Real, const N: usize>(
+    x: [&[T]; N],
+    init: T,
+    step: impl Fn(T, [T; N]) -> T,
+    join: impl Fn(T, T) -> T,
+) -> T {
+    let chunks = x.map(|x| x.as_chunks::<LANES>());
     let mut lane = [init; LANES];
-    let whole = len / LANES * LANES;
-    let mut i = 0;
-    while i < whole {
-        for (j, l) in lane.iter_mut().enumerate() {
-            *l = step(*l, i + j);
-        }
-        i += LANES;
+    for i in 0..chunks[0].0.len() {
+        let chunk = chunks.map(|(whole, _)| whole[i]);
+        lane = std::array::from_fn(|j| step(lane[j], chunk.map(|c| c[j])));
     }
-    for (j, l) in lane.iter_mut().enumerate().take(len - whole) {
-        *l = step(*l, whole + j);
+    for (j, l) in lane.iter_mut().enumerate().take(chunks[0].1.len()) {
+        *l = step(*l, chunks.map(|(_, rest)| rest[j]));
     }
     let mut width = LANES / 2;
     while width > 0 {
@@ -33,14 +36,13 @@ pub fn lanes<T: Real>(len: usize, init: T, mut step: impl FnMut(T, usize) -> T, 
 /// Sum of `f` over the elements.
 #[inline(always)]
 pub fn sum_of<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
-    lanes(x.len(), T::default(), |acc, i| acc + f(x[i]), |a, b| a + b)
+    lanes([x], T::default(), |acc, [v]| acc + f(v), |a, b| a + b)
 }
 
 /// Scalar product of two slices of one length.
 #[inline(always)]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
-    let b = &b[..a.len()];
-    lanes(a.len(), T::default(), |acc, i| a[i].mul_add(b[i], acc), |x, y| x + y)
+    lanes([a, &b[..a.len()]], T::default(), |acc, [a, b]| a.mul_add(b, acc), |x, y| x + y)
 }
 
 /// Largest element; `T::default()` is not a candidate.
@@ -48,7 +50,7 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
 /// PRECOND: `x` is not empty.
 #[inline(always)]
 pub fn max<T: Real>(x: &[T]) -> T {
-    lanes(x.len(), x[0], |acc, i| if x[i] > acc { x[i] } else { acc }, |a, b| if b > a { b } else { a })
+    lanes([x], x[0], |acc, [v]| if v > acc { v } else { acc }, |a, b| if b > a { b } else { a })
 }
 
 #[cfg(test)]

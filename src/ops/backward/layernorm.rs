@@ -161,9 +161,9 @@ vectorized! {
         let mean = sum_of(x, |v| v) / n;
         let var = sum_of(x, |v| (v - mean) * (v - mean)) / n;
         let inv = T::from_f64(1.0) / (var + eps).sqrt();
-        let mean_g = lanes(len, T::default(), |acc, i| dy[i].mul_add(mul[i], acc), |a, b| a + b) / n;
-        let step = |acc: T, i: usize| (dy[i] * mul[i]).mul_add((x[i] - mean) * inv, acc);
-        let mean_gn = lanes(len, T::default(), step, |a, b| a + b) / n;
+        let mean_g = lanes([dy, mul], T::default(), |acc, [dy, mul]| dy.mul_add(mul, acc), |a, b| a + b) / n;
+        let step = |acc: T, [dy, mul, x]: [T; 3]| (dy * mul).mul_add((x - mean) * inv, acc);
+        let mean_gn = lanes([dy, mul, x], T::default(), step, |a, b| a + b) / n;
         for i in 0..len {
             let normed = (x[i] - mean) * inv;
             dadd[i] += dy[i];
