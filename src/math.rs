@@ -1,26 +1,31 @@
 //! f32 functions without branches or table look-ups, so that loops over them become vector instructions.
 
-/// e^x by Cody-Waite reduction and a degree-6 polynomial (Cephes `expf` coefficients); within 2 ulp, 0 below -87.3,
-/// infinity above 88.7.
+// ln 2 in two parts: the first has few enough bits for n * LN2_HI to be exact.
+const LN2_HI: f32 = 0.693_359_4;
+const LN2_LO: f32 = -2.121_944_4e-4;
+/// Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// e^r of |r| <= ln 2 / 2.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
-    // ln 2 in two parts: the first has few enough bits for n * LN2_HI to be exact.
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
-    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = x.clamp(-88.0, 88.8);
-    let shifted = clamped.mul_add(LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, clamped));
+fn exp_of_remainder(r: f32) -> f32 {
     let mut p = 1.987_569_1e-4f32;
     p = p.mul_add(r, 1.398_2e-3);
     p = p.mul_add(r, 8.333_452e-3);
     p = p.mul_add(r, 4.166_579_6e-2);
     p = p.mul_add(r, 1.666_666_5e-1);
     p = p.mul_add(r, 0.5);
-    let y = p.mul_add(r * r, r) + 1.0;
+    p.mul_add(r * r, r) + 1.0
+}
+
+/// e^x by Cody-Waite reduction and a degree-6 polynomial (Cephes `expf` coefficients); within 2 ulp, 0 below -87.3,
+/// infinity above 88.7.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    let clamped = x.clamp(-88.0, 88.8);
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let y = exp_of_remainder(n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, clamped)));
     // 2^n in two factors, so that n = 128 does not overflow before y < 1 brings it back.
     let n = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
     let half = n >> 1;
@@ -29,6 +34,16 @@ pub fn exp(x: f32) -> f32 {
     let y = if x < -87.336_54 { 0.0 } else { y };
     let y = if x > 88.722_84 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
+}
+
+/// e^x of x <= 0, by the reduction and polynomial of [`exp`]: 0 below -87.3.
+#[inline(always)]
+pub fn exp_of_nonpositive(x: f32) -> f32 {
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let y = exp_of_remainder(n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, x)));
+    let scale = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    if x < -87.336_54 { 0.0 } else { y * f32::from_bits(scale) }
 }
 
 /// Hyperbolic tangent: an odd polynomial near 0 (Cephes `tanhf` coefficients), 1 - 2 / (e^2x + 1) elsewhere.
@@ -87,6 +102,10 @@ mod tests {
         assert_eq!(super::exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(super::exp(f32::INFINITY), f32::INFINITY);
         assert!(super::exp(f32::NAN).is_nan());
+        for x in (0..=400_000).map(|i| -90.0 * (i as f32 / 400_000.0)).chain([-0.0, f32::NEG_INFINITY, f32::MIN]) {
+            assert_eq!(super::exp_of_nonpositive(x), super::exp(x), "{x}");
+        }
+        assert!(super::exp_of_nonpositive(f32::NAN).is_nan());
     }
 
     #[test]

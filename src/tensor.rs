@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::device::cpu::Cpu;
 use crate::device::level::Level;
-use crate::device::packed::{Element, PackedMatrix, bf16_bits};
+use crate::device::packed::{Element, PackedMatrix, PackedRows, bf16_bits};
 use crate::device::{Buffer, Device, cpu, wrong_place};
 use crate::error::{Error, Result};
 
@@ -114,6 +114,8 @@ pub trait Real:
     fn to_f64(self) -> f64;
     /// e^x.
     fn exp(self) -> Self;
+    /// e^self of a number that is not above 0.
+    fn exp_of_nonpositive(self) -> Self;
     /// Hyperbolic tangent.
     fn tanh(self) -> Self;
     /// Error function.
@@ -141,6 +143,10 @@ impl Real for f32 {
     #[inline(always)]
     fn exp(self) -> Self {
         crate::math::exp(self)
+    }
+    #[inline(always)]
+    fn exp_of_nonpositive(self) -> Self {
+        crate::math::exp_of_nonpositive(self)
     }
     #[inline(always)]
     fn tanh(self) -> Self {
@@ -185,6 +191,9 @@ impl Real for f64 {
         self
     }
     fn exp(self) -> Self {
+        f64::exp(self)
+    }
+    fn exp_of_nonpositive(self) -> Self {
         f64::exp(self)
     }
     fn tanh(self) -> Self {
@@ -281,6 +290,12 @@ impl Tensor {
         Ok(Self { shape: shape.to_vec(), dtype, buffer: Buffer::Packed(packed) })
     }
 
+    /// Activations of `shape` in the layout of the products of the CPU.
+    pub(crate) fn from_rows(dtype: DType, shape: &[usize], rows: PackedRows) -> Result<Self> {
+        check_len(shape, rows.rows() * rows.columns())?;
+        Ok(Self { shape: shape.to_vec(), dtype, buffer: Buffer::Rows(rows) })
+    }
+
     /// A tensor of integers.
     pub fn from_u32(device: &Device, shape: &[usize], values: &[u32]) -> Result<Self> {
         let mut tensor = Self::zeros(device, DType::U32, shape)?;
@@ -325,6 +340,7 @@ impl Tensor {
             Buffer::F64(v) => v.len() * 8,
             Buffer::U32(v) => v.len() * 4,
             Buffer::Packed(p) => p.element().bytes(self.shape[0], self.shape[1]),
+            Buffer::Rows(p) => size_of_val(p.lines()),
             Buffer::Cuda(b) => b.len(),
         }
     }
@@ -447,6 +463,22 @@ impl Tensor {
     pub(crate) fn packed(&self) -> Option<&PackedMatrix> {
         match &self.buffer {
             Buffer::Packed(p) => Some(p),
+            _ => None,
+        }
+    }
+
+    /// The rows as the products of the CPU read them, if they are in that form.
+    pub(crate) fn packed_rows(&self) -> Option<&PackedRows> {
+        match &self.buffer {
+            Buffer::Rows(p) => Some(p),
+            _ => None,
+        }
+    }
+
+    /// The same, to be written.
+    pub(crate) fn packed_rows_mut(&mut self) -> Option<&mut PackedRows> {
+        match &mut self.buffer {
+            Buffer::Rows(p) => Some(p),
             _ => None,
         }
     }

@@ -33,6 +33,8 @@ pub enum Buffer {
     U32(Vec<u32>),
     /// Host memory, a matrix as the products of the CPU read it.
     Packed(packed::PackedMatrix),
+    /// Host memory, activations as the products of the CPU read them.
+    Rows(packed::PackedRows),
     /// Device memory, elements as the tensor's type says.
     Cuda(cuda::DeviceBuffer),
 }

@@ -115,6 +115,56 @@ impl PackedMatrix {
     }
 }
 
+/// A matrix [M, K] as the rows of a product: tiles of `tile_rows` rows one behind the other, the last with what is left; line
+/// l of row r of a tile of R rows is its line `l R + r`.
+pub struct PackedRows {
+    lines: Vec<Line>,
+    element: Element,
+    rows: usize,
+    columns: usize,
+    tile_rows: usize,
+}
+
+impl PackedRows {
+    /// In `lines`, all of which are zero.
+    ///
+    /// PRECOND: as many lines for each row as `columns` numbers take.
+    pub fn new(lines: Vec<Line>, element: Element, [rows, columns]: [usize; 2], tile_rows: usize) -> Self {
+        assert_eq!(lines.len(), rows * element.lines(columns), "lines for each row");
+        Self { lines, element, rows, columns, tile_rows }
+    }
+
+    /// All tiles.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// All tiles, to be written.
+    pub fn lines_mut(&mut self) -> &mut [Line] {
+        &mut self.lines
+    }
+
+    /// What the words hold.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// M.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// K.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Rows of all tiles but the last.
+    pub fn tile_rows(&self) -> usize {
+        self.tile_rows
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

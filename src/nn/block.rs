@@ -8,7 +8,7 @@ use super::params::{Loader, ParamSpec, linear_specs};
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::attention::{Heads, attention, attention_unfused};
-use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_dtype};
+use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, between, linear, workspace_dtype};
 use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
 
@@ -66,7 +66,8 @@ impl BlockActs {
         let normed = Normed::new(layers, config.modulated, device, dtype, [batch, tokens, d])?;
         let scores = || Tensor::zeros(device, workspace_dtype(dtype), &[batch, config.heads, tokens, tokens]);
         let scores = (layers == Layers::Unfused).then(scores).transpose()?;
-        Ok(Self { normed, h: zeros(d)?, qkv: zeros(3 * d)?, hidden: zeros(config.hidden)?, scores })
+        let hidden = between(device, dtype, &[batch, tokens, config.hidden])?;
+        Ok(Self { normed, h: zeros(d)?, qkv: zeros(3 * d)?, hidden, scores })
     }
 }
 

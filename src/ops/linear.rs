@@ -13,9 +13,10 @@ pub use cpu::{matmul, matmul_t};
 pub use plan::{HOPPER_TILES, Plan, TILES, Tile, candidates, plan, predicted};
 
 use super::layernorm::Affine;
+use super::product::Kernel;
 use super::{Columns, Select, expect, round, shape_error, with_real};
 use crate::device::Device;
-use crate::device::packed::Line;
+use crate::device::packed::{Line, PackedRows};
 use crate::error::{Error, Result};
 use crate::tensor::{DType, Tensor, host_zeros};
 
@@ -173,6 +174,22 @@ impl Workspace {
         let counters = Tensor::zeros(device, DType::U32, &[size.counters])?;
         Ok(Self { sums, counters, lines: host_zeros(size.lines)? })
     }
+}
+
+/// Zeros [.., K] for what one [`linear`] writes, without a residual, another reads, without a norm, and nothing else touches:
+/// on a CPU in the layout of its products, unless results of the type are rounded.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn between(device: &Device, dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    let packing = match device {
+        Device::Cpu(cpu) if !dtype.rounds_on(cpu) => dtype.packing(cpu).map(|element| Kernel::new(cpu, element)),
+        _ => None,
+    };
+    let (Some(kernel), [rows @ .., columns]) = (packing, shape) else { return Tensor::zeros(device, dtype, shape) };
+    let rows = rows.iter().product();
+    let lines = host_zeros(rows * kernel.lines(*columns))?;
+    Tensor::from_rows(dtype, shape, PackedRows::new(lines, kernel.element(), [rows, *columns], kernel.tile_rows(rows)))
 }
 
 /// `images` is the leading dimension of x, `rows` the product of the dimensions between it and the last.

@@ -6,7 +6,7 @@ use arclet::device::level::Level;
 use arclet::ops::Columns;
 use arclet::ops::attention::{Heads, attention};
 use arclet::ops::layernorm::{Affine, layernorm};
-use arclet::ops::linear::{Activation, Operands, Residual, RowNorm, Workspace, linear, workspace_size};
+use arclet::ops::linear::{Activation, Operands, Residual, RowNorm, Workspace, between, linear, workspace_size};
 use arclet::tensor::{DType, Tensor};
 
 use crate::common::{cpu_at, relative_error, rms_error};
@@ -93,6 +93,59 @@ fn bits_depend_on_neither_threads_nor_batch() {
             assert!(want[..alone.len()] == alone, "{} {dtype}: the batch changes an image", level.name());
         }
     }
+}
+
+/// Two products, the activations between them in the layout of the second or in a tensor.
+fn two_products(device: &Device, dtype: DType, [images, rows, n, k]: [usize; 4], packed: bool) -> Vec<f32> {
+    let tensor =
+        |shape: &[usize], seed| Tensor::from_f32(device, dtype, shape, &values(shape.iter().product(), seed)).unwrap();
+    let (x, bias) = (tensor(&[images, rows, k], 1), tensor(&[n], 2));
+    let w1 = Tensor::matrix(device, dtype, [n, k], &values(n * k, 3)).unwrap();
+    let w2 = Tensor::matrix(device, dtype, [k, n], &values(n * k, 4)).unwrap();
+    let size = workspace_size(device, dtype, images, rows, n, k).max(workspace_size(device, dtype, images, rows, k, n));
+    let mut space = Workspace::new(device, dtype, size).unwrap();
+    let (shape, mut y) = ([images, rows, n], tensor(&[images, rows, k], 5));
+    let mut hidden =
+        if packed { between(device, dtype, &shape) } else { Tensor::zeros(device, dtype, &shape) }.unwrap();
+    // Twice, so that what the first pass has left is written over.
+    for _ in 0..2 {
+        let first = Operands { bias: Some(Columns::Shared(&bias)), act: Activation::Gelu, ..Operands::new(&x, &w1) };
+        device.run(|| linear(device, first, &mut hidden, None, &mut space)).unwrap();
+        let second = Operands { residual: Residual::InPlace, ..Operands::new(&hidden, &w2) };
+        device.run(|| linear(device, second, &mut y, None, &mut space)).unwrap();
+    }
+    y.to_f32(device).unwrap()
+}
+
+/// Widths that end within a line, a group or a panel; rows that do not fill a tile, and more than a part has.
+#[test]
+fn activations_between_products_are_those_of_a_tensor() {
+    for level in Level::ALL {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for shape in [[1, 1, 1, 3], [2, 7, 33, 16], [1, 67, 96, 31], [3, 13, 131, 40], [1, 700, 50, 70]] {
+                let device = cpu_at(level);
+                let [packed, plain] = [true, false].map(|packed| two_products(&device, dtype, shape, packed));
+                assert!(packed == plain, "{shape:?} {} {dtype}", level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_activations_are_neither_normalised_nor_added_to() {
+    let device = cpu_at(Level::Avx2);
+    let (dtype, shape) = (DType::F32, [1, 5, 16]);
+    let mut packed = between(&device, dtype, &shape).unwrap();
+    let (x, mut y) = (Tensor::zeros(&device, dtype, &shape).unwrap(), Tensor::zeros(&device, dtype, &shape).unwrap());
+    let w = Tensor::matrix(&device, dtype, [16, 16], &values(256, 1)).unwrap();
+    let mut space = Workspace::new(&device, dtype, workspace_size(&device, dtype, 1, 5, 16, 16)).unwrap();
+    let row_norm = Some(RowNorm { affine: Affine::None, eps: 1e-6 });
+    let normalised = Operands { row_norm, ..Operands::new(&packed, &w) };
+    let error = linear(&device, normalised, &mut y, None, &mut space).unwrap_err().to_string();
+    assert!(error.contains("packed rows are neither normalised nor added to"), "{error}");
+    let added = Operands { residual: Residual::InPlace, ..Operands::new(&x, &w) };
+    let error = linear(&device, added, &mut packed, None, &mut space).unwrap_err().to_string();
+    assert!(error.contains("packed rows are neither normalised nor added to"), "{error}");
 }
 
 /// What a norm in front of a product gives is what it gives as an operation of its own.

@@ -8,7 +8,7 @@ use super::Heads;
 use crate::device::packed::{LANES, Line};
 use crate::error::Result;
 use crate::ops::linear::{matmul, matmul_t};
-use crate::ops::product::{Kernel, Tile, cut, pack_columns, pack_row, pack_row_panels, pack_rows_of};
+use crate::ops::product::{Kernel, Tile, cut, pack_columns, pack_row, pack_row_panels, pack_rows_of, pack_tile};
 use crate::ops::reduce::{max, sum_of};
 use crate::ops::simd::vectorized;
 use crate::tensor::{Real, Tensor};
@@ -60,11 +60,10 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
             });
             let mut norms = [0f32; 32];
             let weights = &mut weights[..rows * kernel.lines(kv_len)];
-            pack_rows_of(weights, rows, |row, to| {
-                let scores = &mut scores[row * width..][..kv_len];
-                norms[row] = softmax(scores, scale);
-                pack_row(element, scores, to);
-            });
+            for (scores, norm) in scores.chunks_exact_mut(width).zip(&mut norms[..rows]) {
+                *norm = softmax(&mut scores[..kv_len], scale);
+            }
+            pack_tile(element, &scores[..rows * width], width, kv_len, weights);
             kernel.multiply_all(weights, rows, &values, &mut tile, |column, products, stride| {
                 let width = stride.min(head_dim - column);
                 for (row, products) in products.chunks_exact(stride).enumerate() {
@@ -134,7 +133,7 @@ vectorized! {
     /// row = e^(scale (score - maximum)); returns 1 / its sum.
     fn softmax(row: &mut [T], scale: T) -> T {
         let top = max(row);
-        row.iter_mut().for_each(|s| *s = (scale * (*s - top)).exp());
+        row.iter_mut().for_each(|s| *s = (scale * (*s - top)).exp_of_nonpositive());
         T::from_f64(1.0) / sum_of(row, |p| p)
     }
 }

@@ -75,7 +75,8 @@ pub(super) fn plain_workspace(k: usize, width: usize, threads: usize) -> usize {
     threads * GEMM_ROWS * (k + width)
 }
 
-/// Products on packed operands. `finish(row, column, sums, y)` as in [`Kernel::products`]. False: the space is too small.
+/// Products on packed operands. `finish(row, column, sums, y)` is given the columns from `column` on of the sums of each row,
+/// and the same columns of y [rows, n] to write. False: the space is too small.
 pub(super) fn packed(
     kernel: &Kernel,
     p: &Products<f32, &PackedMatrix>,
@@ -95,7 +96,14 @@ pub(super) fn packed(
             let rows = tile * tile_rows..(tile * tile_rows + to.len() / lines);
             pack(kernel, &part.patches, &rows.collect::<Vec<_>>(), to);
         });
-        kernel.products((a, p.rows), |first, count| part.weight.group(first, count), (y, p.n), finish);
+        let blocks = cut(y, p.n, kernel.parts([p.rows, p.n, p.k()]), kernel.width());
+        let panels = |first, count| part.weight.group(first, count);
+        kernel.products((a, p.rows), panels, blocks, |first, sums, stride, y| {
+            let columns = y.columns.clone();
+            for (row, sums) in (first..).zip(sums.chunks_exact_mut(stride)) {
+                finish(row, columns.start, &mut sums[..columns.len()], y.row(row));
+            }
+        });
         return true;
     }
     let each = lines_of_thread(kernel, p.k());

@@ -4,6 +4,7 @@ use super::norm::{Moments, all_moments};
 use super::{Activation, Columns, Geometry, Norm, Operands, Residual};
 use crate::error::Result;
 use crate::ops::condition_rows;
+use crate::ops::product::{Block, Destination, PackedBlock, pack_tile};
 use crate::ops::simd::vectorized;
 use crate::tensor::Real;
 
@@ -73,93 +74,102 @@ impl<'a, T: Real> Epilogue<'a, T> {
         })
     }
 
-    /// The columns from `first` on of row `row` of y, from the products `v`.
+    /// The block's columns of y in the rows from `first` on, from their products `v` [.., stride].
     #[inline]
-    pub(super) fn finish(&self, row: usize, first: usize, v: &mut [T], y: &mut [T]) {
-        finish(self, row, first, v, y);
+    pub(super) fn finish(&self, first: usize, v: &mut [T], stride: usize, y: &mut Block<T>) {
+        activate(self, first, y.columns.start, v, stride, y.columns.len());
+        put(self, first, v, stride, y);
+    }
+
+    /// The columns from `column` on of one row of y, from their products `v`.
+    #[inline]
+    pub(super) fn finish_row(&self, row: usize, column: usize, v: &mut [T], y: &mut [T]) {
+        let stride = v.len();
+        self.finish(row, v, stride, &mut Block::of_row(row, column, y));
     }
 }
 
-/// What some columns of one row have beside their products and y.
-struct Segment<'a, T> {
-    /// Mean, inverse deviation and the sums of the weight.
-    norm: Option<(T, T, &'a [T])>,
-    bias: Option<&'a [T]>,
-    act: Activation,
-    added: Added<'a, T>,
-}
-
-/// [`Addend`] in these columns.
-enum Added<'a, T> {
-    None,
-    InPlace,
-    Row(&'a [T]),
-    Gated(&'a [T]),
+impl Epilogue<'_, f32> {
+    /// [`Self::finish`], packed for the product behind it.
+    ///
+    /// PRECOND: nothing is added.
+    #[inline]
+    pub(super) fn finish_packed(&self, first: usize, v: &mut [f32], stride: usize, y: &mut PackedBlock) {
+        let columns = y.columns();
+        activate(self, first, columns.start, v, stride, columns.len());
+        pack_tile(y.element(), v, stride, columns.len(), y.tile(first));
+    }
 }
 
 vectorized! {
-    /// y = residual + gate * act(norm(v) + bias) in the columns from `first` on of one row.
-    fn finish(e: &Epilogue<T>, row: usize, first: usize, v: &mut [T], y: &mut [T]) {
-        let condition = e.conditions[row / e.rows];
-        let segment = Segment {
-            norm: e.norm.as_ref().map(|(moments, sums)| {
-                let (mean, rstd) = moments[row];
-                (mean, rstd, &sums.row(condition)[first..])
-            }),
-            bias: e.bias.as_ref().map(|bias| &bias.row(condition)[first..]),
-            act: e.act,
-            added: match &e.addend {
-                Addend::None => Added::None,
-                Addend::InPlace => Added::InPlace,
-                Addend::Rows(rows, count) => Added::Row(&rows[row % count * e.n..][first..]),
-                Addend::Gated(gate) => Added::Gated(&gate.row(condition)[first..]),
-            },
-        };
-        // By vectors of a known length: a tile has few columns, and a loop of unknown length is cut for many.
-        let (whole, rest) = v.as_chunks_mut::<16>();
-        let (y_whole, y_rest) = y.as_chunks_mut::<16>();
-        let at = 16 * whole.len();
-        for (i, (v, y)) in whole.iter_mut().zip(y_whole).enumerate() {
-            finish_chunk(&segment, 16 * i, v, y);
+    /// v = act(norm(v) + bias) in `width` columns of rows of `stride`, from row `first` and column `column` of y on.
+    fn activate(e: &Epilogue<T>, first: usize, column: usize, v: &mut [T], stride: usize, width: usize) {
+        if e.norm.is_some() || e.bias.is_some() {
+            for (row, v) in (first..).zip(v.chunks_exact_mut(stride)) {
+                let condition = e.conditions[row / e.rows];
+                let v = &mut v[..width];
+                if let Some((moments, sums)) = &e.norm {
+                    let ((mean, rstd), sums) = (moments[row], &sums.row(condition)[column..][..width]);
+                    update(v, sums, |v, sum| rstd * (-mean).mul_add(sum, v));
+                }
+                if let Some(bias) = &e.bias {
+                    update(v, &bias.row(condition)[column..][..width], |v, b| v + b);
+                }
+            }
         }
-        for (i, (v, y)) in rest.iter_mut().zip(y_rest).enumerate() {
-            finish_chunk(&segment, at + i, std::array::from_mut(v), std::array::from_mut(y));
+        // All of the tile at once, the columns behind the last one too.
+        match e.act {
+            Activation::None => {}
+            Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
+            Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
+            Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
+            Activation::Relu => v.iter_mut().for_each(|v| *v = relu(*v)),
         }
     }
 }
 
-/// W columns of a segment, from its column `at` on.
+vectorized! {
+    /// y = residual + gate * v in the block's columns of the rows from `first` on, of v [.., stride].
+    fn put(e: &Epilogue<T>, first: usize, v: &[T], stride: usize, y: &mut Block<T>) {
+        let columns = y.columns.clone();
+        for (row, v) in (first..).zip(v.chunks_exact(stride)) {
+            let (v, y) = (&v[..columns.len()], y.row(row));
+            match &e.addend {
+                Addend::None => combine(y, v, v, |_, v, _| v),
+                Addend::InPlace => combine(y, v, v, |y, v, _| y + v),
+                Addend::Rows(rows, count) => {
+                    combine(y, v, &rows[row % count * e.n..][columns.clone()], |_, v, r| v + r);
+                }
+                Addend::Gated(gate) => {
+                    let gate = &gate.row(e.conditions[row / e.rows])[columns.clone()];
+                    combine(y, v, gate, |y, v, gate| gate.mul_add(v, y));
+                }
+            }
+        }
+    }
+}
+
+/// y = f(y, other), by vectors as [`combine`].
 #[inline(always)]
-fn finish_chunk<T: Real, const W: usize>(s: &Segment<T>, at: usize, v: &mut [T; W], y: &mut [T; W]) {
-    let chunk = |columns: &[T]| -> [T; W] { std::array::from_fn(|i| columns[at..][..W][i]) };
-    if let Some((mean, rstd, sums)) = s.norm {
-        for (v, sum) in v.iter_mut().zip(chunk(sums)) {
-            *v = rstd * (-mean).mul_add(sum, *v);
-        }
+fn update<T: Real>(y: &mut [T], other: &[T], f: impl Fn(T, T) -> T) {
+    let ((y, y_rest), (other, other_rest)) = (y.as_chunks_mut::<16>(), other.as_chunks::<16>());
+    for (y, other) in y.iter_mut().zip(other) {
+        *y = std::array::from_fn(|i| f(y[i], other[i]));
     }
-    if let Some(bias) = s.bias {
-        v.iter_mut().zip(chunk(bias)).for_each(|(v, b)| *v += b);
+    y_rest.iter_mut().zip(other_rest).for_each(|(y, &other)| *y = f(*y, other));
+}
+
+/// y = f(y, v, other).
+#[inline(always)]
+fn combine<T: Real>(y: &mut [T], v: &[T], other: &[T], f: impl Fn(T, T, T) -> T) {
+    // By vectors of a known length: a tile has few columns, and a loop of unknown length is cut for many.
+    let ((y, y_rest), (v, v_rest)) = (y.as_chunks_mut::<16>(), v.as_chunks::<16>());
+    let (other, other_rest) = other.as_chunks::<16>();
+    for ((y, v), other) in y.iter_mut().zip(v).zip(other) {
+        *y = std::array::from_fn(|i| f(y[i], v[i], other[i]));
     }
-    match s.act {
-        Activation::None => {}
-        Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
-        Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
-        Activation::Silu => v.iter_mut().for_each(|v| *v = silu(*v)),
-        Activation::Relu => v.iter_mut().for_each(|v| *v = relu(*v)),
-    }
-    match s.added {
-        Added::None => *y = *v,
-        Added::InPlace => y.iter_mut().zip(v).for_each(|(y, v)| *y += *v),
-        Added::Row(row) => {
-            for ((y, v), r) in y.iter_mut().zip(v).zip(chunk(row)) {
-                *y = *v + r;
-            }
-        }
-        Added::Gated(gate) => {
-            for ((y, v), gate) in y.iter_mut().zip(v).zip(chunk(gate)) {
-                *y = gate.mul_add(*v, *y);
-            }
-        }
+    for ((y, &v), &other) in y_rest.iter_mut().zip(v_rest).zip(other_rest) {
+        *y = f(*y, v, other);
     }
 }
 
@@ -170,12 +180,12 @@ pub(in crate::ops) fn gelu<T: Real>(x: T) -> T {
     half * x * (T::from_f64(1.0) + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
 }
 
-/// The tanh approximation of GELU.
+/// The tanh approximation of GELU: x (1 + tanh u) / 2 = x s(2 u), s the logistic function.
 #[inline(always)]
 pub(in crate::ops) fn gelu_tanh<T: Real>(x: T) -> T {
-    let sqrt_2_over_pi = T::from_f64(0.797_884_560_802_865_4);
-    let inner = sqrt_2_over_pi * (x + T::from_f64(0.044715) * x * x * x);
-    T::from_f64(0.5) * x * (T::from_f64(1.0) + inner.tanh())
+    let minus_twice_sqrt_2_over_pi = T::from_f64(-1.595_769_121_605_730_7);
+    let cubic = T::from_f64(0.044715) * x * x;
+    x / (T::from_f64(1.0) + (minus_twice_sqrt_2_over_pi * cubic.mul_add(x, x)).exp())
 }
 
 /// x / (1 + e^-x).

@@ -4,12 +4,12 @@
 use rayon::prelude::*;
 
 use super::epilogue::Epilogue;
-use super::{Geometry, Operands, Workspace, too_small};
+use super::{Geometry, Operands, Residual, Workspace, too_small};
 use crate::device::cpu::Cpu;
 use crate::device::packed::{Element, Line, PackedMatrix};
 use crate::error::{Error, Result};
 use crate::ops::layernorm::RowNormaliser;
-use crate::ops::product::{Kernel, pack_row, pack_rows_of};
+use crate::ops::product::{Kernel, cut, cut_packed, pack_row, pack_rows_of};
 use crate::tensor::{DType, Tensor};
 
 pub(super) fn linear(
@@ -35,12 +35,34 @@ pub(super) fn linear(
         return Err(Error::Runtime("linear: the weight was packed for another device".into()));
     }
     let rows = g.images * g.rows;
-    let a = workspace.lines.get_mut(..rows * kernel.lines(g.k)).ok_or_else(too_small)?;
     let rounded_to = Some(y.dtype()).filter(|dtype| dtype.rounds_on(device));
-    pack(kernel, g, operands, rounded_to, a)?;
     let panels = |first, count| weight.group(first, count);
-    kernel
-        .products((a, rows), panels, (y.host_mut::<f32>()?, g.n), |row, first, v, y| epilogue.finish(row, first, v, y));
+    let (x, packed_y) = (operands.x.packed_rows(), y.packed_rows_mut());
+    if x.is_some() && operands.row_norm.is_some() || packed_y.is_some() && !matches!(operands.residual, Residual::None)
+    {
+        return Err(Error::Runtime("linear: packed rows are neither normalised nor added to".into()));
+    }
+    let a = match x {
+        Some(x) if (x.element(), x.tile_rows()) == (kernel.element(), kernel.tile_rows(rows)) => x.lines(),
+        Some(_) => return Err(Error::Runtime("linear: the rows of x were packed for another product".into())),
+        None => {
+            let a = workspace.lines.get_mut(..rows * kernel.lines(g.k)).ok_or_else(too_small)?;
+            pack(kernel, g, operands, rounded_to, a)?;
+            a
+        }
+    };
+    match packed_y {
+        Some(y) => {
+            let kernel = kernel.for_packed_results();
+            let blocks = cut_packed(y, kernel.parts([rows, g.n, g.k]), kernel.width());
+            kernel
+                .products((a, rows), panels, blocks, |first, v, stride, y| epilogue.finish_packed(first, v, stride, y));
+        }
+        None => {
+            let blocks = cut(y.host_mut::<f32>()?, g.n, kernel.parts([rows, g.n, g.k]), kernel.width());
+            kernel.products((a, rows), panels, blocks, |first, v, stride, y| epilogue.finish(first, v, stride, y));
+        }
+    }
     Ok(())
 }
 

@@ -3,6 +3,19 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::prefetch;
+use crate::device::packed::{Element, LANES, Line, PackedRows};
+
+/// What a task writes results to: some columns of some rows.
+pub trait Destination: Send {
+    /// Which rows of the whole.
+    fn rows(&self) -> Range<usize>;
+    /// Which columns of the whole.
+    fn columns(&self) -> Range<usize>;
+    /// Asks for the memory of some rows, one tile, which will be written soon.
+    fn fetch(&mut self, rows: Range<usize>);
+}
+
 /// Some columns of some rows of a matrix; nobody else has them.
 pub struct Block<'a, T> {
     /// Element (first row, first column).
@@ -18,7 +31,18 @@ pub struct Block<'a, T> {
 // SAFETY: a block stands for an exclusive borrow of its elements.
 unsafe impl<T: Send> Send for Block<'_, T> {}
 
-impl<T> Block<'_, T> {
+impl<'a, T> Block<'a, T> {
+    /// Columns from `first` on of one row.
+    pub fn of_row(row: usize, first: usize, values: &'a mut [T]) -> Self {
+        Self {
+            first: values.as_mut_ptr(),
+            row_len: values.len(),
+            rows: row..row + 1,
+            columns: first..first + values.len(),
+            matrix: PhantomData,
+        }
+    }
+
     /// The block's columns of row `row` of the matrix.
     ///
     /// # Panics
@@ -33,6 +57,99 @@ impl<T> Block<'_, T> {
             std::slice::from_raw_parts_mut(start, self.columns.len())
         }
     }
+}
+
+impl<T: Send> Destination for Block<'_, T> {
+    fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    fn fetch(&mut self, rows: Range<usize>) {
+        // They lie far apart, often a multiple of the cache's ways.
+        rows.for_each(|row| prefetch(self.row(row)));
+    }
+}
+
+/// Some columns of some rows of [`PackedRows`], whole lines of whole tiles; nobody else has them.
+pub struct PackedBlock<'a> {
+    /// A tile to a row.
+    whole: Block<'a, Line>,
+    /// The last tile, if it is smaller and of this block.
+    last: Option<Block<'a, Line>>,
+    element: Element,
+    tile_rows: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl PackedBlock<'_> {
+    /// What the words hold.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// The lines of the block's columns in the tile that begins with row `first`: line l of its row r is line `l R + r` of R
+    /// rows.
+    pub fn tile(&mut self, first: usize) -> &mut [Line] {
+        let tile = first / self.tile_rows;
+        match &mut self.last {
+            Some(last) if !self.whole.rows.contains(&tile) => last.row(0),
+            _ => self.whole.row(tile),
+        }
+    }
+}
+
+impl Destination for PackedBlock<'_> {
+    fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    fn columns(&self) -> Range<usize> {
+        self.columns.clone()
+    }
+
+    fn fetch(&mut self, rows: Range<usize>) {
+        prefetch(self.tile(rows.start));
+    }
+}
+
+/// [`cut`] for rows in packed form: `rows` are whole tiles, in order, and `width` whole lines.
+pub fn cut_packed(
+    to: &mut PackedRows,
+    rows: impl IntoIterator<Item = Range<usize>>,
+    width: usize,
+) -> Vec<PackedBlock<'_>> {
+    let (element, tile_rows, count, n) = (to.element(), to.tile_rows(), to.rows(), to.columns());
+    let (lines, group) = (element.lines(n), width / (LANES * element.per_word()));
+    let (tiles, rest) = (count / tile_rows, count % tile_rows);
+    let (whole, last) = to.lines_mut().split_at_mut(tiles * tile_rows * lines);
+    let rows: Vec<_> = rows.into_iter().collect();
+    let tiles = rows.iter().map(|r| r.start / tile_rows..r.end / tile_rows);
+    let mut whole = cut(whole, tile_rows * lines, tiles, tile_rows * group).into_iter();
+    let mut last = match rest {
+        0 => Vec::new(),
+        rest => cut(last, rest * lines, std::iter::once(0..1), rest * group),
+    }
+    .into_iter();
+    let mut blocks = Vec::new();
+    for rows in rows {
+        let ends = rows.contains(&(count - 1)) && rest > 0;
+        for column in (0..n).step_by(width) {
+            blocks.push(PackedBlock {
+                whole: whole.next().expect("a block of each group of lines"),
+                last: if ends { last.next() } else { None },
+                element,
+                tile_rows,
+                rows: rows.clone(),
+                columns: column..(column + width).min(n),
+            });
+        }
+    }
+    blocks
 }
 
 /// Cuts `matrix`, rows of `row_len`, into blocks of the given `rows` and of `width` columns, the last of which may be

@@ -19,8 +19,9 @@ pub struct Ceilings {
     pub bytes: f64,
 }
 
-/// Lines of a row of a product that stays in the cache: 64 steps, 4 KB a panel.
-const LINES: usize = 4;
+/// Lines of a row of a product that stays in the cache: long enough for its beginning and end not to count, 16 KB for each
+/// operand of the largest tile.
+const LINES: usize = 8;
 /// Bytes that are streamed: more than the last-level caches of desktop and most server processors.
 const STREAM: usize = 192 << 20;
 /// Seconds that each limit is measured for.

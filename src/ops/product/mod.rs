@@ -15,18 +15,23 @@ mod pack;
 mod portable;
 mod store;
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::device::cpu::Cpu;
 use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line};
 
-pub use blocks::{Block, cut};
-pub use pack::{RowLines, pack_columns, pack_columns_as_rows, pack_row, pack_row_panels, pack_rows_of};
+pub use blocks::{Block, Destination, PackedBlock, cut, cut_packed};
+pub use pack::{RowLines, pack_columns, pack_columns_as_rows, pack_row, pack_row_panels, pack_rows_of, pack_tile};
 pub use store::{add_tile, put_tile};
 
 /// Most numbers of a tile: 32 rows by two panels.
 const MAX_TILE: usize = 1024;
+
+/// Lines of the rows of a part at most: 1 MiB.
+const PART_LINES: usize = 1 << 14;
 
 /// A tile of results [rows, stride], in a cache line of its own.
 #[repr(align(64))]
@@ -35,6 +40,13 @@ pub struct Tile([f32; MAX_TILE]);
 impl Default for Tile {
     fn default() -> Self {
         Self([0.0; MAX_TILE])
+    }
+}
+
+impl Drop for Tile {
+    fn drop(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        amx::release();
     }
 }
 
@@ -103,6 +115,19 @@ impl Kernel {
     /// If the operands do not fit each other.
     #[inline]
     pub fn multiply<'t>(&self, a: &[Line], rows: usize, b: &[Line], out: &'t mut Tile) -> &'t mut [f32] {
+        self.multiply_ahead(a, rows, b, &[], out)
+    }
+
+    /// [`Self::multiply`], while `ahead`, what is needed next, is fetched from memory.
+    #[inline]
+    fn multiply_ahead<'t>(
+        &self,
+        a: &[Line],
+        rows: usize,
+        b: &[Line],
+        ahead: &[Line],
+        out: &'t mut Tile,
+    ) -> &'t mut [f32] {
         let lines = a.len() / rows.max(1);
         let panels = b.len() / (lines * LANES).max(1);
         assert!(
@@ -114,15 +139,21 @@ impl Kernel {
         );
         match self.code {
             Code::Portable => portable::multiply(self.element, a, rows, b, panels, &mut out.0),
-            // SAFETY: this code is chosen on machines with these instructions only; sizes were checked above.
             #[cfg(target_arch = "x86_64")]
-            Code::Avx2 => unsafe { avx::multiply_avx2(a, rows, b, &mut out.0) },
+            Code::Avx2 => {
+                prefetch(ahead);
+                // SAFETY: this code is chosen on machines with these instructions only; sizes were checked above.
+                unsafe { avx::multiply_avx2(a, rows, b, &mut out.0) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Code::Avx512 => {
+                prefetch(ahead);
+                // SAFETY: as above.
+                unsafe { avx::multiply_avx512(self.element, a, rows, b, panels, &mut out.0) }
+            }
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Code::Avx512 => unsafe { avx::multiply_avx512(self.element, a, rows, b, panels, &mut out.0) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Code::Amx => unsafe { amx::multiply(a, rows, b, panels, &mut out.0) },
+            Code::Amx => unsafe { amx::multiply(a, rows, b, panels, ahead, &mut out.0) },
         }
         &mut out.0[..rows * panels * LANES]
     }
@@ -144,44 +175,57 @@ impl Kernel {
         }
     }
 
-    /// Multiplies the rows `a` [rows, K], tiles of [`pack_rows_of`], with all panels of a matrix of `n` columns; `b(first, count)`
-    /// are panels of it. `finish(row, column, products, y)` is given the columns from `column` on of each row of the product,
-    /// and the same columns of `y` [rows, n] to write.
-    ///
-    /// Groups of panels are spread over the threads, so that each weight is read from memory once.
-    pub fn products<'b>(
-        &self,
-        (a, rows): (&[Line], usize),
-        b: impl Fn(usize, usize) -> &'b [Line] + Sync,
-        (y, n): (&mut [f32], usize),
-        finish: impl Fn(usize, usize, &mut [f32], &mut [f32]) + Sync,
-    ) {
-        let lines = a.len() / rows.max(1);
-        let width = self.panels * LANES;
-        let (tile_rows, groups) = (self.tile_rows(rows), n.div_ceil(width));
+    /// This kernel with groups of panels whose results fill whole lines of [`crate::device::packed::PackedRows`].
+    pub fn for_packed_results(self) -> Self {
+        let per_word = self.element.per_word();
+        Self { panels: (self.panels / per_word).max(1) * per_word, ..self }
+    }
+
+    /// Columns of the blocks that [`Self::products`] takes; the last of a row may be narrower.
+    pub fn width(&self) -> usize {
+        self.panels * LANES
+    }
+
+    /// Rows of the blocks that [`Self::products`] takes of a product [rows, n] over `k`: whole tiles, in order.
+    pub fn parts(&self, [rows, n, k]: [usize; 3]) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (tile_rows, groups) = (self.tile_rows(rows), n.div_ceil(self.width()).max(1));
         let tiles = rows.div_ceil(tile_rows);
         // Where there are few groups for the threads, the rows are shared out too.
         let threads = rayon::current_num_threads();
-        let parts = if groups >= 2 * threads { 1 } else { (4 * threads).div_ceil(groups).min(tiles).max(1) };
+        let parts = if groups >= 2 * threads { 1 } else { (4 * threads).div_ceil(groups) };
+        // Those of a part are read for each group of its panels: they have to stay in the second-level cache.
+        let parts = parts.max((rows * self.lines(k)).div_ceil(PART_LINES)).min(tiles).max(1);
         let per_part = tiles.div_ceil(parts) * tile_rows;
-        let part = |i: usize| (i * per_part).min(rows)..((i + 1) * per_part).min(rows);
-        cut(y, n, (0..parts).map(part), width).into_par_iter().for_each(|mut y| {
-            let group = y.columns.start / width;
+        (0..parts).map(move |i| (i * per_part).min(rows)..((i + 1) * per_part).min(rows))
+    }
+
+    /// Multiplies the rows `a` [rows, K], tiles of [`pack_rows_of`], with a matrix of which `b(first, count)` are panels. Each of
+    /// the `blocks`, [`Self::parts`] by [`Self::width`], is a task; `finish(first, products, stride, block)` is given rows
+    /// of it from `first` on, [.., stride], to write to it.
+    ///
+    /// Groups of panels are spread over the threads, so that each weight is read from memory once.
+    pub fn products<'b, D: Destination>(
+        &self,
+        (a, rows): (&[Line], usize),
+        b: impl Fn(usize, usize) -> &'b [Line] + Sync,
+        blocks: Vec<D>,
+        finish: impl Fn(usize, &mut [f32], usize, &mut D) + Sync,
+    ) {
+        let (lines, tile_rows) = (a.len() / rows.max(1), self.tile_rows(rows));
+        blocks.into_par_iter().for_each(|mut block| {
+            let (group, rows) = (block.columns().start / self.width(), block.rows());
             let panels = b(group * self.panels, self.panels);
             let ahead = b((group + 1) * self.panels, self.panels);
-            let share = ahead.len().div_ceil(y.rows.len().div_ceil(tile_rows).max(1));
+            let share = ahead.len().div_ceil(rows.len().div_ceil(tile_rows).max(1));
             let stride = panels.len() / (lines * LANES).max(1) * LANES;
             let mut out = Tile::default();
-            for (i, first) in y.rows.clone().step_by(tile_rows).enumerate() {
-                prefetch(ahead.get(i * share..).map_or(&[], |rest| &rest[..share.min(rest.len())]));
-                let height = tile_rows.min(y.rows.end - first);
-                // Rows of y lie far apart, often a multiple of the cache's ways: fetched while the tile is multiplied.
-                (first..first + height).for_each(|row| prefetch(y.row(row)));
-                let products = self.multiply(&a[first * lines..][..height * lines], height, panels, &mut out);
-                for (row, products) in products.chunks_exact_mut(stride).enumerate() {
-                    let (columns, y) = (y.columns.clone(), y.row(first + row));
-                    finish(first + row, columns.start, &mut products[..columns.len()], y);
-                }
+            for (i, first) in rows.clone().step_by(tile_rows).enumerate() {
+                let ahead = ahead.get(i * share..).map_or(&[][..], |rest| &rest[..share.min(rest.len())]);
+                let height = tile_rows.min(rows.end - first);
+                block.fetch(first..first + height);
+                let a = &a[first * lines..][..height * lines];
+                let products = self.multiply_ahead(a, height, panels, ahead, &mut out);
+                finish(first, products, stride, &mut block);
             }
         });
     }

@@ -46,6 +46,21 @@ pub fn pack_row(element: Element, x: &[f32], to: RowLines) {
     }
 }
 
+/// Packs the first `width` numbers of each of the rows x [R, stride] into a tile of R rows, and zeros up to the end of the
+/// last line.
+#[inline]
+pub fn pack_tile(element: Element, x: &[f32], stride: usize, width: usize, tile: &mut [Line]) {
+    #[cfg(target_arch = "x86_64")]
+    if element == Element::Bf16Pair && Level::detect().has_bf16() {
+        // SAFETY: the processor has these features.
+        return unsafe { avx::pack_bf16_tile(x, stride, width, tile) };
+    }
+    let rows = x.len() / stride;
+    for (row, x) in x.chunks_exact(stride).enumerate() {
+        pack_row(element, &x[..width], RowLines { tile, rows, row });
+    }
+}
+
 vectorized! { plain
     fn pack_f32(x: &[f32], tile: &mut [Line], rows: usize, row: usize) {
         for (line, x) in tile[row..].iter_mut().step_by(rows).zip(x.chunks(LANES)) {
@@ -85,10 +100,22 @@ vectorized! { plain
 ///
 /// PRECOND: n, k > 0.
 pub fn pack_row_panels(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 2], panels: &mut [Line]) {
-    let per_panel = element.lines(k) * LANES;
-    for row in 0..n {
-        let (lines, column) = (&mut panels[row / LANES * per_panel..][..per_panel], row % LANES);
-        put_row(element, &x[row * stride..][..k], lines, column);
+    let lines = element.lines(k);
+    #[cfg(target_arch = "x86_64")]
+    let mut packed = vec![Line::default(); LANES * lines];
+    for (panel, first) in panels.chunks_exact_mut(lines * LANES).zip((0..n).step_by(LANES)) {
+        let rows = LANES.min(n - first);
+        let row = |row: usize| &x[(first + row) * stride..][..k];
+        #[cfg(target_arch = "x86_64")]
+        if Level::detect() >= Level::Avx512 {
+            for (i, to) in packed.chunks_exact_mut(lines).take(rows).enumerate() {
+                pack_row(element, row(i), RowLines { tile: to, rows: 1, row: 0 });
+            }
+            // SAFETY: the processor has the feature.
+            unsafe { avx::turn_lines(&packed[..rows * lines], lines, panel) };
+            continue;
+        }
+        (0..rows).for_each(|i| put_row(element, row(i), panel, i));
     }
 }
 

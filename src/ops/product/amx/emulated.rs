@@ -207,7 +207,7 @@ fn the_tile_loop_gives_the_bits_of_the_portable_loop() {
         let [mut got, mut want] = [[f32::NAN; 1024]; 2];
         let before = COUNT.with(|count| *count.borrow());
         // SAFETY: the instructions that the processor lacks are emulated; the sizes are within the bounds.
-        unsafe { multiply(&a, rows, &b, panels, &mut got) };
+        unsafe { multiply(&a, rows, &b, panels, &b, &mut got) };
         portable::multiply(Element::Bf16Pair, &a, rows, &b, panels, &mut want);
         let count = rows * panels * LANES;
         let emulated = COUNT.with(|count| *count.borrow()) > before;
