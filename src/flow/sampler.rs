@@ -4,9 +4,9 @@ use super::diffusion::DiffusionSteps;
 use super::schedule::{Schedule, Steps};
 use crate::device::Graph;
 use crate::error::{Error, Result};
+use crate::models::batch::Batch;
 use crate::models::config::Prediction;
-use crate::models::{Acts, Condition, Conditions, Inputs, Model};
-use crate::nn::no_tap;
+use crate::models::{Condition, Conditions, Inputs, Model};
 use crate::ops::diffusion::{self, DiffusionInputs, DiffusionOptions, diffusion_step, noise_key};
 use crate::ops::noise::normal;
 use crate::ops::solver::{SolverOptions, SolverState, advance, solver_state, solver_step, step_table};
@@ -37,7 +37,7 @@ pub struct Sampler<'m> {
     times: Vec<f64>,
     guided: bool,
     state: State,
-    acts: Acts,
+    activations: Batch,
     steps: Tensor,
     counter: Tensor,
     /// Whether images have continuous parameters.
@@ -196,7 +196,7 @@ impl<'m> Sampler<'m> {
             batch,
             guided,
             state,
-            acts: model.acts(model_batch)?,
+            activations: model.batch(model_batch)?,
             steps,
             counter: Tensor::from_u32(device, &[1], &[0])?,
             conditions: model.conditions_of(&schedule.times, &wanted, parameters)?,
@@ -341,7 +341,7 @@ impl<'m> Sampler<'m> {
         let device = &self.model.device;
         for _ in 0..evaluations {
             self.evaluate()?;
-            let (output, table, counter) = (&self.acts.output, &self.steps, &self.counter);
+            let (output, table, counter) = (self.activations.output(), &self.steps, &self.counter);
             match &mut self.state {
                 State::Flow(state, options) => solver_step(device, state, output, table, counter, *options)?,
                 State::Diffusion { x, key, options } => {
@@ -356,6 +356,6 @@ impl<'m> Sampler<'m> {
     fn evaluate(&mut self) -> Result<()> {
         let inputs =
             Inputs { x: self.state.x(), conditions: &self.conditions, counter: &self.counter, rows: &self.rows };
-        self.model.forward(inputs, &mut self.acts, &mut no_tap)
+        self.model.evaluate(inputs, &mut self.activations)
     }
 }

@@ -1,6 +1,7 @@
 //! Architectures, one file each, and how a checkpoint is recognised and read.
 
 pub mod autoencoder_kl;
+pub mod batch;
 pub mod builtin;
 pub mod config;
 pub mod convnextv2;
