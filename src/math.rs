@@ -61,25 +61,31 @@ pub fn tanh(x: f32) -> f32 {
     if a < 0.625 { near } else { far }
 }
 
-/// Error function as the rational approximation x P(x^2) / Q(x^2) on [-4, 4] that XLA and Eigen use for f32;
-/// absolute error below 5e-7.
+/// Error function: x times the polynomial of degree 14 in x^2 that interpolates erf(x) / x at the Chebyshev nodes of [-3.75, 3.75],
+/// and erf(3.75) = 1 - 1.1e-7 beyond; absolute error below 2.5e-7. A quotient of polynomials has fewer terms, but a division
+/// takes longer than all of these.
 #[inline(always)]
 pub fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let s = x * x;
-    let mut p = -2.726_142_3e-10f32;
-    p = p.mul_add(s, 2.770_681_4e-8);
-    p = p.mul_add(s, -2.101_024e-6);
-    p = p.mul_add(s, -5.692_506_4e-5);
-    p = p.mul_add(s, -7.349_906_3e-4);
-    p = p.mul_add(s, -2.954_6e-3);
-    p = p.mul_add(s, -1.609_603_3e-2);
-    let mut q = -1.456_607_2e-5f32;
-    q = q.mul_add(s, -2.133_740_6e-4);
-    q = q.mul_add(s, -1.682_827e-3);
-    q = q.mul_add(s, -7.373_329_2e-3);
-    q = q.mul_add(s, -1.426_473_9e-2);
-    x * p / q
+    const BOUND: f32 = 3.75;
+    let x = x.clamp(-BOUND, BOUND);
+    // From -1 to 1, where the powers are no larger than their sum.
+    let s = (x * x).mul_add(2.0 / (BOUND * BOUND), -1.0);
+    let mut p = 9.393_414_4e-4f32;
+    p = p.mul_add(s, -2.264_228_9e-3);
+    p = p.mul_add(s, 1.676_008_5e-3);
+    p = p.mul_add(s, -2.870_396_5e-3);
+    p = p.mul_add(s, 9.416_801e-3);
+    p = p.mul_add(s, -1.689_503_7e-2);
+    p = p.mul_add(s, 2.474_224_6e-2);
+    p = p.mul_add(s, -3.722_126_8e-2);
+    p = p.mul_add(s, 5.369_383_5e-2);
+    p = p.mul_add(s, -7.163_875_6e-2);
+    p = p.mul_add(s, 9.072_829e-2);
+    p = p.mul_add(s, -1.119_364e-1);
+    p = p.mul_add(s, 1.392_694_4e-1);
+    p = p.mul_add(s, -1.880_301_5e-1);
+    p = p.mul_add(s, 3.770_569_3e-1);
+    x * p
 }
 
 #[cfg(test)]
@@ -111,7 +117,7 @@ mod tests {
     #[test]
     fn tanh_and_erf_are_accurate() {
         assert!(worst((-10.0, 10.0), super::tanh, f64::tanh, false) < 2e-7);
-        assert!(worst((-6.0, 6.0), super::erf, libm::erf, false) < 5e-7);
+        assert!(worst((-6.0, 6.0), super::erf, libm::erf, false) < 2.5e-7);
         assert_eq!(super::tanh(0.0), 0.0);
         assert!(super::erf(f32::NAN).is_nan() && super::tanh(f32::NAN).is_nan());
     }

@@ -137,6 +137,8 @@ impl Kernel {
                 && b.len() == panels * lines * LANES,
             "packed operands fit each other and the kernel"
         );
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ahead;
         match self.code {
             Code::Portable => portable::multiply(self.element, a, rows, b, panels, &mut out.0),
             #[cfg(target_arch = "x86_64")]
