@@ -45,7 +45,19 @@ class Arclet:
     def images(self, file):
         """Draws the images into `file` (.npy) and returns them, not clamped."""
         subprocess.run(
-            [self.program, "sample", *self.flags, "--no-clamp", "--batch", str(self.batch), "--out", str(file)],
+            [
+                self.program,
+                "sample",
+                *self.flags,
+                # `bench` takes equal steps of Euler's rule whatever the model asks for.
+                "--solver",
+                "euler",
+                "--no-clamp",
+                "--batch",
+                str(self.batch),
+                "--out",
+                str(file),
+            ],
             check=True,
         )
         import numpy as np
