@@ -214,14 +214,19 @@ class Velocity(nn.Module):
         return unconditional + self.guidance * (conditional - unconditional)
 
 
+def lens_dit_s(file=LENS_DIT_S):
+    """A model of the embedded one's shape in f32 on the CPU."""
+    model = NanoDit(patch=4, dim=192, heads=3)
+    # Every name of the file and of the model must be in the other.
+    model.load_state_dict({key: value.float() for key, value in load_file(file).items()})
+    return model.eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def build(name):
     """The model called `name`, vit-b16, nanodit or lens-dit-s, in f32 on the CPU."""
     if name == "lens-dit-s":
-        model = NanoDit(patch=4, dim=192, heads=3)
-        # Every name of the file and of the model must be in the other.
-        model.load_state_dict({key: value.float() for key, value in load_file(LENS_DIT_S).items()})
-        return model.eval().requires_grad_(False)
+        return lens_dit_s()
     model, prefix = (FlowVit(), VIT_PREFIX) if name == "vit-b16" else (NanoDit(), "")
     for key, value in model.state_dict().items():
         if model.conditional and key == "pos_embed":

@@ -252,6 +252,13 @@ class Networks(unittest.TestCase):
             # The sinusoids and the input are rounded to f32.
             self.assertLess(float(error), 1e-5, name)
 
+    def test_the_imported_model_is_its_golden(self):
+        folder = models.LENS_DIT_S.parents[1] / "lens-dit-s-pytorch"
+        want, network = load_file(folder / "golden.safetensors"), models.lens_dit_s(folder / "model.safetensors")
+        sinusoids = torch.cat([models.embed_times(network, [float(t.double())]) for t in want["in.t"]])
+        got = network(want["in.noise"], sinusoids, want["in.class"])
+        self.assertLess(float((got - want["out.velocity"]).abs().max()), 1e-5)
+
     def test_the_embedded_model_is_its_golden(self):
         want = load_file(models.LENS_DIT_S.parent / "golden.safetensors")
         network = models.build("lens-dit-s")

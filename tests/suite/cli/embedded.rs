@@ -8,7 +8,8 @@ use arclet::tensor::{DType, Tensor};
 use super::Desk;
 use crate::common::{Golden, cpu, relative_error, root};
 
-const SHA256: &str = "00645520db5e7fa2ee904ec03bd09dc99b9888b86e0fa34aed6299c3843184f0";
+const NAME: &str = "lens-dit-s";
+const SHA256: &str = "be902a9faaa77a0872217ccc8a67d0474b026a5a7dfccf8494908d2dee5e03a5";
 
 fn golden() -> Golden {
     Golden::at(&root().join("weights/lens-dit-s/golden.safetensors"))
@@ -57,7 +58,21 @@ fn embedded_velocity_matches_pytorch() {
 
 #[test]
 fn embedded_trajectories_match_pytorch() {
-    let (desk, golden) = (Desk::new(), golden());
+    trajectories_match(NAME, &golden());
+}
+
+/// The model that the embedded one was trained on from, as PyTorch left it.
+#[test]
+fn imported_trajectories_match_pytorch() {
+    let folder = root().join("weights/lens-dit-s-pytorch");
+    // A bundle for a GPU has no room for it.
+    if root().join("Cargo.toml").exists() {
+        trajectories_match(&folder.display().to_string(), &Golden::at(&folder.join("golden.safetensors")));
+    }
+}
+
+fn trajectories_match(model: &str, golden: &Golden) {
+    let desk = Desk::new();
     let classes: Vec<String> = golden.i64("in.class").iter().map(i64::to_string).collect();
     write_npy_f32(desk.path("noise.npy"), &golden.shape("in.noise"), &golden.f32("in.noise")).unwrap();
     for (name, flags) in [
@@ -67,12 +82,12 @@ fn embedded_trajectories_match_pytorch() {
     ] {
         let class = classes.join(",");
         desk.ok(&format!(
-            "sample --noise noise.npy --class {class} --solver euler --shift 1 --device cpu --dtype f32 --no-clamp {flags} --out x.npy"
+            "sample --model {model} --noise noise.npy --class {class} --solver euler --shift 1 --device cpu --dtype f32 --no-clamp {flags} --out x.npy"
         ));
         let (shape, images) = desk.images("x.npy");
         assert_eq!(shape, golden.shape(name));
         let error = relative_error(&images, &golden.f32(name));
-        println!("{name}: {error:.2e}");
-        assert!(error <= 1e-4, "{name}: {error:.2e}");
+        println!("{model}, {name}: {error:.2e}");
+        assert!(error <= 1e-4, "{model}, {name}: {error:.2e}");
     }
 }
