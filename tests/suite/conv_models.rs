@@ -10,7 +10,6 @@ use arclet::io::{TensorBytes, write_npy_f32, write_safetensors};
 use arclet::models::autoencoder_kl::coder::Autoencoder;
 use arclet::models::builtin::{hash_uniform, hashed};
 use arclet::models::config::{ModelConfig, NetworkConfig};
-use arclet::models::resnet::classifier::ResNet;
 use arclet::models::{Inputs, Model, specs};
 use arclet::nn::params::WeightSource;
 use arclet::tensor::{DType, Tensor};
@@ -22,7 +21,7 @@ use crate::engines::cuda;
 use crate::zoo::Table;
 
 /// The network of a key table with hashed weights.
-struct Hashed(ModelConfig);
+pub struct Hashed(pub ModelConfig);
 
 impl WeightSource for Hashed {
     fn origin(&self) -> &Path {
@@ -36,57 +35,13 @@ impl WeightSource for Hashed {
     }
 }
 
-/// The golden input: [1, 3, side, side].
-fn image(golden: &Golden, side: usize) -> Tensor {
-    let x: Vec<f32> = hash_uniform("input.x", 3 * side * side).map(|s| (1.5 * s) as f32).collect();
-    assert_eq!(x[..8], golden.f32("in.x_first8"));
-    Tensor::from_f32(&cpu(), DType::F32, &[1, 3, side, side], &x).unwrap()
-}
-
-fn rms(values: &[f32]) -> f32 {
-    (values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64).sqrt() as f32
-}
-
-#[test]
-fn a_full_size_resnet_matches_pytorch() {
-    let golden = Golden::open("f_fullsize_hash/timm_resnet34.safetensors");
-    let source = Hashed(Table::open("timm_resnet34").read());
-    let NetworkConfig::ResNet(resnet) = &source.0.network else { panic!("another network") };
-    let x = image(&golden, 224);
-    let want = golden.f32("out");
-    let logits = |device, dtype| {
-        let resnet = ResNet::load(&source.0, resnet, &source, &device, dtype).unwrap();
-        let mut deep = 0.0;
-        let logits = device
-            .run(|| {
-                resnet.logits(&x, &mut |name, features| {
-                    if name == "enc5" {
-                        deep = rms(&features.to_f32(&device).unwrap());
-                    }
-                })
-            })
-            .unwrap();
-        (logits.to_f32(&device).unwrap(), deep)
-    };
-    let (found, deep) = logits(cpu(), DType::F32);
-    let error = relative_error(&found, &want);
-    println!("resnet34: {error:.2e}");
-    assert!(error <= golden.bound("out", 1e-4), "{error:.2e}");
-    let wanted = golden.f32("rms.layer4")[0];
-    assert!((deep / wanted - 1.0).abs() < 1e-4, "{deep} {wanted}");
-    // bf16 as this machine multiplies it, against rounding after every operation.
-    let [ours, yardstick] = [cpu(), rounding_cpu()].map(|d| rms_error(&logits(d, DType::BF16).0, &want));
-    println!("bf16: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
-    assert!(ours <= 2.0 * yardstick);
-}
-
 /// The small flow-matching U-Net++ of the key table a4, at 64 pixels.
 fn small_unetpp() -> Hashed {
     Hashed(Table::open("a4_unetpp_flow").with("image_size", json!(64)).read())
 }
 
 /// `n` numbers of the golden input `name`.
-fn input(name: &str, n: usize) -> Vec<f32> {
+pub fn input(name: &str, n: usize) -> Vec<f32> {
     hash_uniform(&format!("input.{name}"), n).map(|s| (1.5 * s) as f32).collect()
 }
 

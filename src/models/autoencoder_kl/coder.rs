@@ -5,13 +5,14 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
 use crate::models::diffusers::ResBlock;
-use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, Tools, conv3, convolved, doubled, halving};
+use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, conv3, doubled, halving};
 use crate::nn::conv::Conv;
 use crate::nn::params::{Loader, WeightSource};
 use crate::nn::scratch::Scratch;
+use crate::nn::tools::Tools;
 use crate::ops::conv::ConvSpec;
 use crate::ops::layout::{channels_first, channels_last};
-use crate::ops::linear::{Workspace, WorkspaceSize};
+use crate::ops::linear::{Activation, Workspace, WorkspaceSize};
 use crate::tensor::{DType, Tensor};
 
 /// Added to the variance in GroupNorm.
@@ -106,11 +107,11 @@ impl Autoencoder {
         let mut image = Tensor::zeros(device, dtype, &[batch, height, width, channels])?;
         channels_last(device, x, &mut image)?;
         if let Some(conv) = before {
-            image = convolved(&mut tools, conv, &image)?;
+            image = tools.conv(conv, &image, Activation::None)?;
         }
         let mut y = coder.forward(&mut tools, image)?;
         if let Some(conv) = behind {
-            y = convolved(&mut tools, conv, &y)?;
+            y = tools.conv(conv, &y, Activation::None)?;
         }
         let mut out = Tensor::zeros(device, dtype, &[batch, y.last_dim(), y.dim(1), y.dim(2)])?;
         channels_first(device, &y, &mut out)?;
@@ -120,7 +121,7 @@ impl Autoencoder {
 
 impl Coder {
     fn forward(&self, tools: &mut Tools, image: Tensor) -> Result<Tensor> {
-        let mut x = convolved(tools, &self.conv_in, &image)?;
+        let mut x = tools.conv(&self.conv_in, &image, Activation::None)?;
         tools.scratch.put(image);
         if self.middle_first {
             x = through(tools, &self.middle, x)?;
@@ -129,10 +130,11 @@ impl Coder {
             x = through(tools, level, x)?;
             if let Some(conv) = &level.resample {
                 // The decoder doubles and convolves, the encoder's convolution halves.
-                let wide = if self.middle_first { doubled(tools, &x)? } else { convolved(tools, conv, &x)? };
+                let wide =
+                    if self.middle_first { doubled(tools, &x)? } else { tools.conv(conv, &x, Activation::None)? };
                 tools.scratch.put(std::mem::replace(&mut x, wide));
                 if self.middle_first {
-                    let y = convolved(tools, conv, &x)?;
+                    let y = tools.conv(conv, &x, Activation::None)?;
                     tools.scratch.put(std::mem::replace(&mut x, y));
                 }
             }
@@ -142,7 +144,7 @@ impl Coder {
         }
         let normed = self.norm_out.forward(tools, &x, true)?;
         tools.scratch.put(x);
-        let y = convolved(tools, &self.conv_out, &normed)?;
+        let y = tools.conv(&self.conv_out, &normed, Activation::None)?;
         tools.scratch.put(normed);
         Ok(y)
     }

@@ -6,12 +6,12 @@ use crate::error::{Error, Result};
 use crate::nn::conv::{Behind, Conv};
 use crate::nn::linear::Linear;
 use crate::nn::params::Loader;
-use crate::nn::scratch::Scratch;
+use crate::nn::tools::Tools;
 use crate::ops::Columns;
 use crate::ops::attention::{Heads, attention};
 use crate::ops::conv::{ConvSpec, Residual as ConvResidual};
 use crate::ops::groupnorm::{GroupNorm, groupnorm, scratch_len};
-use crate::ops::linear::{Activation, Residual, Workspace, WorkspaceSize};
+use crate::ops::linear::{Activation, Residual, WorkspaceSize};
 use crate::ops::upsample::{Resize, upsample};
 use crate::tensor::Tensor;
 
@@ -19,28 +19,6 @@ use crate::tensor::Tensor;
 const HEAD_STEP: usize = 8;
 /// ... up to this.
 const MAX_HEAD: usize = 128;
-
-/// What every layer works with.
-pub struct Tools<'a> {
-    /// Where.
-    pub device: &'a Device,
-    /// Buffers.
-    pub scratch: &'a mut Scratch,
-    /// Of the products.
-    pub workspace: &'a mut Workspace,
-}
-
-impl Tools<'_> {
-    /// A buffer like `x`, but for its channels.
-    pub fn like(&mut self, x: &Tensor, channels: usize) -> Result<Tensor> {
-        self.sized(x, [x.dim(1), x.dim(2)], channels)
-    }
-
-    /// A buffer of as many images of `size`.
-    pub fn sized(&mut self, x: &Tensor, [height, width]: [usize; 2], channels: usize) -> Result<Tensor> {
-        self.scratch.take(x.dtype(), &[x.dim(0), height, width, channels])
-    }
-}
 
 /// GroupNorm with its affine map.
 pub struct Norm {
@@ -239,14 +217,6 @@ impl Blocks {
         let resample = self.resample.iter().map(|conv| conv.workspace_size(device, batch, output));
         layers.chain(resample).fold(WorkspaceSize::default(), WorkspaceSize::max)
     }
-}
-
-/// `conv` of x.
-pub fn convolved(tools: &mut Tools, conv: &Conv, x: &Tensor) -> Result<Tensor> {
-    let size = conv.output([x.dim(1), x.dim(2)])?;
-    let mut y = tools.sized(x, size, conv.outputs())?;
-    conv.forward(tools.device, &[x], Behind::act(Activation::None), &mut y, tools.workspace)?;
-    Ok(y)
 }
 
 /// x at twice its size, each pixel four times.

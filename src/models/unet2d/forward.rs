@@ -6,11 +6,12 @@ use crate::error::{Error, Result};
 use crate::models::Inputs;
 use crate::models::config::ModelConfig;
 use crate::models::diffusers::ResBlock;
-use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, Tools, conv3, convolved, doubled, halving};
+use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, conv3, doubled, halving};
 use crate::nn::conv::Conv;
 use crate::nn::linear::Linear;
 use crate::nn::params::Loader;
 use crate::nn::scratch::Scratch;
+use crate::nn::tools::Tools;
 use crate::ops::concat::concat;
 use crate::ops::layout::{channels_first, channels_last};
 use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_size};
@@ -218,7 +219,7 @@ impl Unet2d {
         channels_last(device, inputs.x, &mut image)?;
 
         // The last of the skips is what the next layer reads.
-        let mut skips = vec![convolved(tools, &self.conv_in, &image)?];
+        let mut skips = vec![tools.conv(&self.conv_in, &image, Activation::None)?];
         tools.scratch.put(image);
         for blocks in &self.down {
             for (layer, attention) in &blocks.layers {
@@ -229,7 +230,7 @@ impl Unet2d {
                 skips.push(y);
             }
             if let Some(conv) = &blocks.resample {
-                let y = convolved(tools, conv, &skips[skips.len() - 1])?;
+                let y = tools.conv(conv, &skips[skips.len() - 1], Activation::None)?;
                 skips.push(y);
             }
         }
@@ -258,14 +259,14 @@ impl Unet2d {
             }
             if let Some(conv) = &blocks.resample {
                 let wide = doubled(tools, &x)?;
-                let y = convolved(tools, conv, &wide)?;
+                let y = tools.conv(conv, &wide, Activation::None)?;
                 tools.scratch.put(wide);
                 tools.scratch.put(std::mem::replace(&mut x, y));
             }
         }
         let normed = self.norm_out.forward(tools, &x, true)?;
         tools.scratch.put(x);
-        let y = convolved(tools, &self.conv_out, &normed)?;
+        let y = tools.conv(&self.conv_out, &normed, Activation::None)?;
         tools.scratch.put(normed);
         debug_assert_eq!(y.last_dim(), channels);
         channels_first(device, &y, output)?;
