@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
 use crate::models::diffusers::ResBlock;
-use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, conv3, doubled, halving};
+use crate::models::diffusers::layers::{Attention, Blocks, Mixer, Norm, ResLayer, conv3, doubled, halving};
 use crate::nn::conv::Conv;
 use crate::nn::params::{Loader, WeightSource};
 use crate::nn::scratch::Scratch;
@@ -177,7 +177,7 @@ fn through(tools: &mut Tools, blocks: &Blocks, mut x: Tensor) -> Result<Tensor> 
         let y = layer.forward(tools, &x, None)?;
         tools.scratch.put(std::mem::replace(&mut x, y));
         if let Some(attention) = attention {
-            attention.forward(tools, &mut x)?;
+            attention.forward(tools, &mut x, &mut std::iter::empty())?;
         }
     }
     Ok(x)
@@ -193,7 +193,7 @@ fn middle(vae: &VaeConfig, loader: &Loader) -> Result<Blocks> {
     let attention = vae.mid_attention.then(|| Attention::load(&at.at("attentions.0"), last, 1, norm)).transpose()?;
     let first = layer(&at.at("resnets.0"), vae, last, last)?;
     let second = layer(&at.at("resnets.1"), vae, last, last)?;
-    Ok(Blocks { layers: vec![(first, attention), (second, None)], resample: None })
+    Ok(Blocks { layers: vec![(first, attention.map(Mixer::Pixels)), (second, None)], resample: None })
 }
 
 fn encoder(vae: &VaeConfig, loader: &Loader, in_channels: usize) -> Result<Coder> {

@@ -114,7 +114,30 @@ def condition(m, dtype):
         return {"out.eps": m(x, torch.tensor([3.0, 640.0], dtype=dtype), ctx, return_dict=False)[0]}
 
 
-golden("unet2d_condition", lambda: UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=2, cross_attention_dim=24, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]), condition)
+COND = dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=2, cross_attention_dim=24, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
+golden("unet2d_condition", lambda: UNet2DConditionModel(**COND), condition)
+
+
+def condition_linear(m, dtype):  # images that are not square
+    with diffusers_f64_timesteps():
+        x, ctx = inp("x", 2, 4, 12, 20).to(dtype), inp("ctx", 2, 3, 20).to(dtype)
+        return {"out.eps": m(x, torch.tensor([0.0, 999.0], dtype=dtype), ctx, return_dict=False)[0]}
+
+
+# Linear projections, two transformer blocks, other heads by level, attention at all levels; its key table is made here.
+LINEAR = dict(COND, attention_head_dim=[2, 3], cross_attention_dim=20, use_linear_projection=True, transformer_layers_per_block=2, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6, down_block_types=["CrossAttnDownBlock2D"] * 2, up_block_types=["CrossAttnUpBlock2D"] * 2)
+
+
+def linear():
+    m = UNet2DConditionModel(**LINEAR); sd = m.state_dict(); n = sum(v.numel() for v in sd.values())
+    os.makedirs(os.path.join(OUT, "keys"), exist_ok=True)
+    with open(os.path.join(OUT, "keys", "unet2d_condition_linear.txt"), "w") as f:
+        f.write(f"# unet2d_condition_linear, of gen_g_conv_hash.py\n# tensors {len(sd)}  numbers in the state dict {n}  trainable parameters {n}\n# config {json.dumps(LINEAR)}\n# key\tshape\tdtype\n")
+        f.writelines(f"{k}\t{list(v.shape)}\tfloat32\n" for k, v in sd.items())
+    return m
+
+
+golden("unet2d_condition_linear", linear, condition_linear)
 
 
 def convnextv2():
