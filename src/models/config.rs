@@ -360,11 +360,7 @@ impl ModelConfig {
         let found = format!("{} ({})", architecture.name(), architecture.description());
         let what = match architecture.task() {
             Task::Generate if architecture != Architecture::Unet2dCondition => return None,
-            Task::Generate => {
-                return Some(format!(
-                    "found {found}; inspect and convert take it, but its forward pass does not exist yet"
-                ));
-            }
+            Task::Generate => "which attends to a context; sampling with one does not exist yet",
             Task::Classify => "which classifies images",
             Task::Segment => "which maps images to masks and takes no time",
             Task::Encode => "which maps images to latents and back; diffusion in the latent space does not exist yet",

@@ -1,6 +1,8 @@
 //! ConvNeXt V2 (Woo et al., arXiv 2301.00808) under timm's parameter names: convolutions with global response
 //! normalisation.
 
+pub mod forward;
+
 use serde_json::{Map, Value, json};
 
 use super::config::{ModelConfig, NetworkConfig};

@@ -1,7 +1,9 @@
 //! What the networks of the diffusers library share: residual blocks and attentions under its parameter names, and the
 //! rules that their sizes keep.
 
+pub mod heads;
 pub mod layers;
+pub mod transformer;
 
 use super::shapes::Told;
 use crate::nn::params::{ParamSpec, conv_specs, linear_specs, norm_specs};

@@ -190,7 +190,9 @@ impl Model {
             Network::FlowVit(m) => NetworkActs::FlowVit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
             Network::Dit(m) => NetworkActs::Dit(Box::new(m.acts(config, layers, device, self.dtype, batch)?)),
             Network::FlowUnet(m) => NetworkActs::FlowUnet(Box::new(m.acts(config, device, self.dtype, batch)?)),
-            Network::Unet2d(m) => NetworkActs::Unet2d(Box::new(m.acts(config, device, self.dtype, batch)?)),
+            Network::Unet2d(m) => {
+                NetworkActs::Unet2d(Box::new(m.acts(device, self.dtype, batch, [config.image_size; 2])?))
+            }
         };
         let c = &self.config;
         let output = Tensor::zeros(&self.device, self.dtype, &[batch, c.out_channels, c.image_size, c.image_size])?;
@@ -267,7 +269,9 @@ impl Model {
             (Network::FlowUnet(m), Tables::FlowUnet(c), NetworkActs::FlowUnet(a)) => {
                 m.forward(device, inputs, c, a, output, tap)
             }
-            (Network::Unet2d(m), Tables::Unet2d(c), NetworkActs::Unet2d(a)) => m.forward(device, inputs, c, a, output),
+            (Network::Unet2d(m), Tables::Unet2d(c), NetworkActs::Unet2d(a)) => {
+                m.forward(device, inputs.x, inputs.select(), c, a, output)
+            }
             _ => Err(other_model()),
         }
     }

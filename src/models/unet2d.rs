@@ -1,5 +1,6 @@
 //! The U-Nets of the diffusers library: `UNet2DModel`, and `UNet2DConditionModel`, which attends to a context.
 
+pub mod context;
 pub mod forward;
 
 use serde_json::{Map, Value, json};

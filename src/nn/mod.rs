@@ -1,12 +1,14 @@
 //! Layers made of operations: weights on a device and a forward pass. Activations belong to the caller.
 
 pub mod block;
+pub mod classifier;
 pub mod conv;
 pub mod linear;
 pub mod norm;
 pub mod params;
 pub mod scratch;
 pub mod time;
+pub mod tools;
 pub mod training;
 
 use crate::tensor::Tensor;

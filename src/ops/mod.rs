@@ -15,6 +15,7 @@ pub mod diffusion;
 pub mod dropout;
 pub mod embed;
 pub mod fold;
+pub mod geglu;
 pub mod grn;
 pub mod groupnorm;
 pub mod layernorm;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use arclet::device::Device;
 use arclet::error::{Error, Result};
 use arclet::flow::sampler::{Sampler, SamplerOptions};
 use arclet::flow::schedule::{Schedule, Solver, TimeConvention};
@@ -10,7 +11,7 @@ use arclet::io::{TensorBytes, write_npy_f32, write_safetensors};
 use arclet::models::autoencoder_kl::coder::Autoencoder;
 use arclet::models::builtin::{hash_uniform, hashed};
 use arclet::models::config::{ModelConfig, NetworkConfig};
-use arclet::models::resnet::classifier::ResNet;
+use arclet::models::unet2d::context::ContextUnet;
 use arclet::models::{Inputs, Model, specs};
 use arclet::nn::params::WeightSource;
 use arclet::tensor::{DType, Tensor};
@@ -22,7 +23,7 @@ use crate::engines::cuda;
 use crate::zoo::Table;
 
 /// The network of a key table with hashed weights.
-struct Hashed(ModelConfig);
+pub struct Hashed(pub ModelConfig);
 
 impl WeightSource for Hashed {
     fn origin(&self) -> &Path {
@@ -36,57 +37,13 @@ impl WeightSource for Hashed {
     }
 }
 
-/// The golden input: [1, 3, side, side].
-fn image(golden: &Golden, side: usize) -> Tensor {
-    let x: Vec<f32> = hash_uniform("input.x", 3 * side * side).map(|s| (1.5 * s) as f32).collect();
-    assert_eq!(x[..8], golden.f32("in.x_first8"));
-    Tensor::from_f32(&cpu(), DType::F32, &[1, 3, side, side], &x).unwrap()
-}
-
-fn rms(values: &[f32]) -> f32 {
-    (values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64).sqrt() as f32
-}
-
-#[test]
-fn a_full_size_resnet_matches_pytorch() {
-    let golden = Golden::open("f_fullsize_hash/timm_resnet34.safetensors");
-    let source = Hashed(Table::open("timm_resnet34").read());
-    let NetworkConfig::ResNet(resnet) = &source.0.network else { panic!("another network") };
-    let x = image(&golden, 224);
-    let want = golden.f32("out");
-    let logits = |device, dtype| {
-        let resnet = ResNet::load(&source.0, resnet, &source, &device, dtype).unwrap();
-        let mut deep = 0.0;
-        let logits = device
-            .run(|| {
-                resnet.logits(&x, &mut |name, features| {
-                    if name == "enc5" {
-                        deep = rms(&features.to_f32(&device).unwrap());
-                    }
-                })
-            })
-            .unwrap();
-        (logits.to_f32(&device).unwrap(), deep)
-    };
-    let (found, deep) = logits(cpu(), DType::F32);
-    let error = relative_error(&found, &want);
-    println!("resnet34: {error:.2e}");
-    assert!(error <= golden.bound("out", 1e-4), "{error:.2e}");
-    let wanted = golden.f32("rms.layer4")[0];
-    assert!((deep / wanted - 1.0).abs() < 1e-4, "{deep} {wanted}");
-    // bf16 as this machine multiplies it, against rounding after every operation.
-    let [ours, yardstick] = [cpu(), rounding_cpu()].map(|d| rms_error(&logits(d, DType::BF16).0, &want));
-    println!("bf16: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
-    assert!(ours <= 2.0 * yardstick);
-}
-
 /// The small flow-matching U-Net++ of the key table a4, at 64 pixels.
 fn small_unetpp() -> Hashed {
     Hashed(Table::open("a4_unetpp_flow").with("image_size", json!(64)).read())
 }
 
 /// `n` numbers of the golden input `name`.
-fn input(name: &str, n: usize) -> Vec<f32> {
+pub fn input(name: &str, n: usize) -> Vec<f32> {
     hash_uniform(&format!("input.{name}"), n).map(|s| (1.5 * s) as f32).collect()
 }
 
@@ -243,6 +200,78 @@ fn unets_of_diffusers_match_pytorch() {
         images.collect::<Vec<f32>>()
     };
     assert!(drawn(1) == drawn(2), "an image depends on its batch");
+}
+
+/// A U-Net that attends to a context, with its weights hashed.
+fn context_unet(source: &Hashed, device: &Device, dtype: DType) -> ContextUnet {
+    let NetworkConfig::Unet2d(unet) = &source.0.network else { panic!("another network") };
+    ContextUnet::load(&source.0, unet, source, device, dtype).unwrap()
+}
+
+/// Projections as convolutions and as layers, one transformer block and two, and images that are not square.
+#[test]
+fn unets_that_attend_to_a_context_match_pytorch() {
+    for (name, table, size, context, times) in [
+        ("unet2d_condition", "a5_unet2d_condition", [16, 16], [5, 24], [3.0, 640.0]),
+        ("unet2d_condition_linear", "unet2d_condition_linear", [12, 20], [3, 20], [0.0, 999.0]),
+    ] {
+        let golden = Golden::open(&format!("g_conv_hash/{name}.safetensors"));
+        let source = Hashed(Table::open(table).read());
+        let (pixels, tokens) = (4 * size[0] * size[1], context[0] * context[1]);
+        let (x, ctx) = (input("x", 2 * pixels), input("ctx", 2 * tokens));
+        let predicted = |device: &Device, dtype, images: std::ops::Range<usize>| {
+            let unet = context_unet(&source, device, dtype);
+            let n = images.len();
+            let part = |all: &[f32], each: usize, shape: &[usize]| {
+                Tensor::from_f32(device, DType::F32, shape, &all[images.start * each..images.end * each]).unwrap()
+            };
+            let x = part(&x, pixels, &[n, 4, size[0], size[1]]);
+            let ctx = part(&ctx, tokens, &[n, context[0], context[1]]);
+            let y = device.run(|| unet.predict(&x, &times[images.clone()], &ctx)).unwrap();
+            assert_eq!(y.shape(), x.shape());
+            y.to_f32(device).unwrap()
+        };
+        let want = golden.f32("out.eps");
+        let both = predicted(&cpu(), DType::F32, 0..2);
+        let error = relative_error(&both, &want);
+        println!("{name}: {error:.2e}");
+        assert!(error <= golden.bound("out.eps", 1e-4), "{name}: {error:.2e}");
+        assert!(both[pixels..] == predicted(&cpu(), DType::F32, 1..2), "an image depends on its batch");
+        let [ours, yardstick] =
+            [cpu(), rounding_cpu()].map(|device| rms_error(&predicted(&device, DType::BF16, 0..2), &want));
+        println!("bf16: RMS error {ours:.2e}, rounding gives {yardstick:.2e}");
+        assert!(ours <= 2.0 * yardstick);
+    }
+}
+
+/// Other channels, sides that do not halve evenly, and times or contexts that do not belong to the images.
+#[test]
+fn what_a_context_unet_cannot_take_is_refused() {
+    let (device, source) = (cpu(), Hashed(Table::open("a5_unet2d_condition").read()));
+    let unet = context_unet(&source, &device, DType::F32);
+    let zeros = |shape: &[usize]| Tensor::zeros(&device, DType::F32, shape).unwrap();
+    let refused = |x: &[usize], times: &[f64], context: &[usize], part: &str| {
+        let error = unet.predict(&zeros(x), times, &zeros(context)).err().expect("refused");
+        assert!(matches!(error, Error::Usage(_)) && error.to_string().contains(part), "{error}");
+    };
+    let (x, context) = ([1, 4, 16, 16], [1, 5, 24]);
+    refused(&[1, 3, 16, 16], &[1.0], &context, "3 channels, images of 4 channels expected");
+    refused(&[4, 16, 16], &[1.0], &context, "images are [4, 16, 16]");
+    refused(&[1, 4, 16, 13], &[1.0], &context, "12 or 14 would fit");
+    refused(&[1, 4, 0, 16], &[1.0], &context, "2 would fit");
+    refused(&x, &[1.0, 2.0], &context, "2 times for 1 images");
+    refused(&x, &[1.0], &[2, 5, 24], "context is [2, 5, 24], [1, tokens, 24] expected");
+    refused(&x, &[1.0], &[1, 5, 23], "context is [1, 5, 23]");
+    refused(&x, &[1.0], &[1, 0, 24], "context is [1, 0, 24]");
+    // Without a context there is nothing to attend to; and heads of 1280 / 8 channels are too large.
+    for (name, part) in [("a5_unet2d", "cross-attention expected"), ("unet2d_condition_sd15", "heads of 160 channels")]
+    {
+        let source = Hashed(Table::open(name).read());
+        let NetworkConfig::Unet2d(unet) = &source.0.network else { panic!("another network") };
+        let error = ContextUnet::load(&source.0, unet, &source, &device, DType::F32).err().expect("refused");
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains(part), "{error}");
+    }
 }
 
 #[test]

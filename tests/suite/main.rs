@@ -1,6 +1,7 @@
 //! Operations, models, data sets, the command line and the rules of the house in one binary, so that a folder with it, `arclet` and
 //! `tests/data` tests a machine that has a GPU and no Rust. (`tests/io` and `tests/tools.rs` need no GPU and stay behind.)
 
+mod classifiers;
 mod cli;
 mod common;
 mod conv_models;

@@ -333,7 +333,7 @@ fn networks_that_draw_no_images_say_why() {
         ("a7_resnet", "classifies images"),
         ("a5_autoencoder_kl", "latents"),
         ("smp_unet_resnet34", "masks"),
-        ("a5_unet2d_condition", "forward pass does not exist yet"),
+        ("a5_unet2d_condition", "attends to a context"),
     ] {
         let load = |i: &Import| Model::load(i.config.clone(), i, &cpu(), DType::F32).err().expect("refused");
         let (problem, error) = Table::open(name).examine(|i, _| (i.config.sampling_problem(), load(i))).unwrap();

@@ -5,13 +5,14 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::models::config::ModelConfig;
 use crate::models::diffusers::ResBlock;
-use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, Tools, conv3, convolved, doubled, halving};
+use crate::models::diffusers::layers::{Attention, Blocks, Mixer, Norm, ResLayer, conv3, doubled, halving};
 use crate::nn::conv::Conv;
 use crate::nn::params::{Loader, WeightSource};
 use crate::nn::scratch::Scratch;
+use crate::nn::tools::Tools;
 use crate::ops::conv::ConvSpec;
 use crate::ops::layout::{channels_first, channels_last};
-use crate::ops::linear::{Workspace, WorkspaceSize};
+use crate::ops::linear::{Activation, Workspace, WorkspaceSize};
 use crate::tensor::{DType, Tensor};
 
 /// Added to the variance in GroupNorm.
@@ -106,11 +107,11 @@ impl Autoencoder {
         let mut image = Tensor::zeros(device, dtype, &[batch, height, width, channels])?;
         channels_last(device, x, &mut image)?;
         if let Some(conv) = before {
-            image = convolved(&mut tools, conv, &image)?;
+            image = tools.conv(conv, &image, Activation::None)?;
         }
         let mut y = coder.forward(&mut tools, image)?;
         if let Some(conv) = behind {
-            y = convolved(&mut tools, conv, &y)?;
+            y = tools.conv(conv, &y, Activation::None)?;
         }
         let mut out = Tensor::zeros(device, dtype, &[batch, y.last_dim(), y.dim(1), y.dim(2)])?;
         channels_first(device, &y, &mut out)?;
@@ -120,7 +121,7 @@ impl Autoencoder {
 
 impl Coder {
     fn forward(&self, tools: &mut Tools, image: Tensor) -> Result<Tensor> {
-        let mut x = convolved(tools, &self.conv_in, &image)?;
+        let mut x = tools.conv(&self.conv_in, &image, Activation::None)?;
         tools.scratch.put(image);
         if self.middle_first {
             x = through(tools, &self.middle, x)?;
@@ -129,10 +130,11 @@ impl Coder {
             x = through(tools, level, x)?;
             if let Some(conv) = &level.resample {
                 // The decoder doubles and convolves, the encoder's convolution halves.
-                let wide = if self.middle_first { doubled(tools, &x)? } else { convolved(tools, conv, &x)? };
+                let wide =
+                    if self.middle_first { doubled(tools, &x)? } else { tools.conv(conv, &x, Activation::None)? };
                 tools.scratch.put(std::mem::replace(&mut x, wide));
                 if self.middle_first {
-                    let y = convolved(tools, conv, &x)?;
+                    let y = tools.conv(conv, &x, Activation::None)?;
                     tools.scratch.put(std::mem::replace(&mut x, y));
                 }
             }
@@ -142,7 +144,7 @@ impl Coder {
         }
         let normed = self.norm_out.forward(tools, &x, true)?;
         tools.scratch.put(x);
-        let y = convolved(tools, &self.conv_out, &normed)?;
+        let y = tools.conv(&self.conv_out, &normed, Activation::None)?;
         tools.scratch.put(normed);
         Ok(y)
     }
@@ -175,7 +177,7 @@ fn through(tools: &mut Tools, blocks: &Blocks, mut x: Tensor) -> Result<Tensor> 
         let y = layer.forward(tools, &x, None)?;
         tools.scratch.put(std::mem::replace(&mut x, y));
         if let Some(attention) = attention {
-            attention.forward(tools, &mut x)?;
+            attention.forward(tools, &mut x, &mut std::iter::empty())?;
         }
     }
     Ok(x)
@@ -191,7 +193,7 @@ fn middle(vae: &VaeConfig, loader: &Loader) -> Result<Blocks> {
     let attention = vae.mid_attention.then(|| Attention::load(&at.at("attentions.0"), last, 1, norm)).transpose()?;
     let first = layer(&at.at("resnets.0"), vae, last, last)?;
     let second = layer(&at.at("resnets.1"), vae, last, last)?;
-    Ok(Blocks { layers: vec![(first, attention), (second, None)], resample: None })
+    Ok(Blocks { layers: vec![(first, attention.map(Mixer::Pixels)), (second, None)], resample: None })
 }
 
 fn encoder(vae: &VaeConfig, loader: &Loader, in_channels: usize) -> Result<Coder> {

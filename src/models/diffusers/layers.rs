@@ -1,46 +1,21 @@
 //! Residual blocks and attentions of diffusers' networks. Images are [B, H, W, C].
 
 use super::ResBlock;
+use super::heads::HeadSizes;
+use super::transformer::Transformer;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::nn::conv::{Behind, Conv};
 use crate::nn::linear::Linear;
 use crate::nn::params::Loader;
-use crate::nn::scratch::Scratch;
+use crate::nn::tools::Tools;
 use crate::ops::Columns;
 use crate::ops::attention::{Heads, attention};
 use crate::ops::conv::{ConvSpec, Residual as ConvResidual};
 use crate::ops::groupnorm::{GroupNorm, groupnorm, scratch_len};
-use crate::ops::linear::{Activation, Residual, Workspace, WorkspaceSize};
+use crate::ops::linear::{Activation, Residual, WorkspaceSize};
 use crate::ops::upsample::{Resize, upsample};
 use crate::tensor::Tensor;
-
-/// Sizes of heads that the attention takes are multiples of this ...
-const HEAD_STEP: usize = 8;
-/// ... up to this.
-const MAX_HEAD: usize = 128;
-
-/// What every layer works with.
-pub struct Tools<'a> {
-    /// Where.
-    pub device: &'a Device,
-    /// Buffers.
-    pub scratch: &'a mut Scratch,
-    /// Of the products.
-    pub workspace: &'a mut Workspace,
-}
-
-impl Tools<'_> {
-    /// A buffer like `x`, but for its channels.
-    pub fn like(&mut self, x: &Tensor, channels: usize) -> Result<Tensor> {
-        self.sized(x, [x.dim(1), x.dim(2)], channels)
-    }
-
-    /// A buffer of as many images of `size`.
-    pub fn sized(&mut self, x: &Tensor, [height, width]: [usize; 2], channels: usize) -> Result<Tensor> {
-        self.scratch.take(x.dtype(), &[x.dim(0), height, width, channels])
-    }
-}
 
 /// GroupNorm with its affine map.
 pub struct Norm {
@@ -152,49 +127,12 @@ impl Attention {
     /// # Errors
     /// The loader's, and [`Error::Input`] for heads that are too large.
     pub fn load(loader: &Loader, channels: usize, heads: usize, norm: (usize, f64)) -> Result<Self> {
-        let head = channels / heads;
-        if head > MAX_HEAD {
-            let reason = format!("found heads of {head} channels, at most {MAX_HEAD} expected");
-            return Err(loader.refusal("to_q.weight", reason));
-        }
-        // Heads are made as long as the attention takes them with zeros, which change no product; the factor makes up
-        // for the longer head in the scale of the scores.
-        let padded = head.next_multiple_of(HEAD_STEP);
-        let scale = (padded as f64 / head as f64).sqrt();
-        let width = padded * heads;
-        let (mut weight, mut bias) = (vec![0.0; 3 * width * channels], vec![0.0; 3 * width]);
-        for (i, part) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
-            let at = loader.at(part);
-            let (rows, offsets) = (at.read("weight")?, at.read("bias")?);
-            let factor = if i == 0 { scale } else { 1.0 };
-            for c in 0..channels {
-                let row = i * width + c / head * padded + c % head;
-                bias[row] = f64::from(offsets[c]) * factor;
-                let from = &rows[c * channels..][..channels];
-                weight[row * channels..][..channels]
-                    .iter_mut()
-                    .zip(from)
-                    .for_each(|(to, &w)| *to = f64::from(w) * factor);
-            }
-        }
-        let at = loader.at("to_out.0");
-        let rows = at.read("weight")?;
-        let mut out = vec![0.0; channels * width];
-        for (i, &w) in rows.iter().enumerate() {
-            let (n, c) = (i / channels, i % channels);
-            out[n * width + c / head * padded + c % head] = f64::from(w);
-        }
+        let sizes = HeadSizes::new(loader, channels, heads)?;
         Ok(Self {
             norm: Norm::load(&loader.at("group_norm"), channels, norm)?,
             heads,
-            qkv: Linear {
-                weight: loader.computed_matrix("to_q.weight", 3 * width, channels, &weight)?,
-                bias: loader.computed("to_q.bias", &[3 * width], &bias)?,
-            },
-            out: Linear {
-                weight: at.computed_matrix("weight", channels, width, &out)?,
-                bias: at.tensor("bias", &[channels])?,
-            },
+            qkv: sizes.into(loader, &["to_q", "to_k", "to_v"], channels, true)?,
+            out: sizes.out_of(loader)?,
         })
     }
 
@@ -221,10 +159,44 @@ impl Attention {
     }
 }
 
+/// What lets pixels look at each other.
+pub enum Mixer {
+    /// Nothing else.
+    Pixels(Attention),
+    /// And at a context.
+    Context(Transformer),
+}
+
+impl Mixer {
+    /// x += mixer(x); of `contexts` it takes those of its own blocks.
+    ///
+    /// # Errors
+    /// The operations'.
+    pub fn forward<'a>(
+        &self,
+        tools: &mut Tools,
+        x: &mut Tensor,
+        contexts: &mut impl Iterator<Item = &'a Tensor>,
+    ) -> Result<()> {
+        match self {
+            Self::Pixels(attention) => attention.forward(tools, x),
+            Self::Context(transformer) => transformer.forward(tools, x, contexts),
+        }
+    }
+
+    /// What images of `size` need.
+    pub fn workspace_size(&self, device: &Device, batch: usize, size: [usize; 2]) -> WorkspaceSize {
+        match self {
+            Self::Pixels(attention) => attention.workspace_size(device, batch, size),
+            Self::Context(transformer) => transformer.workspace_size(device, batch, size),
+        }
+    }
+}
+
 /// Residual blocks, each with an attention behind it or none.
 pub struct Blocks {
     /// The blocks.
-    pub layers: Vec<(ResLayer, Option<Attention>)>,
+    pub layers: Vec<(ResLayer, Option<Mixer>)>,
     /// The convolution that halves or follows doubling, if there is one.
     pub resample: Option<Conv>,
 }
@@ -239,14 +211,6 @@ impl Blocks {
         let resample = self.resample.iter().map(|conv| conv.workspace_size(device, batch, output));
         layers.chain(resample).fold(WorkspaceSize::default(), WorkspaceSize::max)
     }
-}
-
-/// `conv` of x.
-pub fn convolved(tools: &mut Tools, conv: &Conv, x: &Tensor) -> Result<Tensor> {
-    let size = conv.output([x.dim(1), x.dim(2)])?;
-    let mut y = tools.sized(x, size, conv.outputs())?;
-    conv.forward(tools.device, &[x], Behind::act(Activation::None), &mut y, tools.workspace)?;
-    Ok(y)
 }
 
 /// x at twice its size, each pixel four times.

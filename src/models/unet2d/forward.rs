@@ -1,16 +1,17 @@
-//! The forward pass of `UNet2DModel`. Images are [B, H, W, C].
+//! The forward pass of `UNet2DModel`, and of `UNet2DConditionModel`, whose attentions are transformers. Images are [B, H, W, C].
 
 use super::UnetConfig;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::Inputs;
 use crate::models::config::ModelConfig;
 use crate::models::diffusers::ResBlock;
-use crate::models::diffusers::layers::{Attention, Blocks, Norm, ResLayer, Tools, conv3, convolved, doubled, halving};
+use crate::models::diffusers::layers::{Attention, Blocks, Mixer, Norm, ResLayer, conv3, doubled, halving};
+use crate::models::diffusers::transformer::Transformer;
 use crate::nn::conv::Conv;
 use crate::nn::linear::Linear;
 use crate::nn::params::Loader;
 use crate::nn::scratch::Scratch;
+use crate::nn::tools::Tools;
 use crate::ops::concat::concat;
 use crate::ops::layout::{channels_first, channels_last};
 use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, linear, workspace_size};
@@ -39,6 +40,8 @@ pub struct Unet2d {
 /// it, [E, N], in the order of down, middle and up.
 pub struct Unet2dConditions {
     biases: Vec<Tensor>,
+    /// Keys and values [B, L, 2 W] of the context for each transformer block, in the same order; without a context none.
+    contexts: Vec<Tensor>,
 }
 
 /// Activations of one batch.
@@ -59,8 +62,14 @@ impl Unet2d {
         let (first, levels, norm) = (unet.channels[0], unet.channels.len(), (unet.norm_groups, unet.norm_eps));
         let layer = |at: &Loader, j: usize, from: usize, to: usize, heads: Option<usize>| {
             let block = ResBlock { from, to, time: Some(unet.time_dim) };
-            let attention = heads.map(|heads| Attention::load(&at.at(format!("attentions.{j}")), to, heads, norm));
-            Ok::<_, Error>((ResLayer::load(&at.at(format!("resnets.{j}")), block, norm)?, attention.transpose()?))
+            let mixer = heads.map(|heads| {
+                let at = at.at(format!("attentions.{j}"));
+                Ok(match &unet.context {
+                    None => Mixer::Pixels(Attention::load(&at, to, heads, norm)?),
+                    Some(context) => Mixer::Context(Transformer::load(&at, to, heads, norm.0, context)?),
+                })
+            });
+            Ok::<_, Error>((ResLayer::load(&at.at(format!("resnets.{j}")), block, norm)?, mixer.transpose()?))
         };
         let mut from = first;
         let mut down = Vec::with_capacity(levels);
@@ -114,10 +123,14 @@ impl Unet2d {
         Ok(all)
     }
 
+    /// Residual blocks and attentions in the order in which they run.
+    fn layers(&self) -> impl Iterator<Item = &(ResLayer, Option<Mixer>)> {
+        self.down.iter().chain([&self.middle]).chain(&self.up).flat_map(|b| &b.layers)
+    }
+
     /// The time layers of all residual blocks, in the order in which these run.
     fn times(&self) -> impl Iterator<Item = &Linear> {
-        let blocks = self.down.iter().chain([&self.middle]).chain(&self.up);
-        blocks.flat_map(|b| &b.layers).filter_map(|(layer, _)| layer.time.as_ref())
+        self.layers().filter_map(|(layer, _)| layer.time.as_ref())
     }
 
     /// Memory for what differs between `evaluations` evaluations.
@@ -126,7 +139,7 @@ impl Unet2d {
     /// [`Error::OutOfMemory`].
     pub fn new_conditions(&self, device: &Device, evaluations: usize) -> Result<Unet2dConditions> {
         let zeros = |time: &Linear| Tensor::zeros(device, time.bias.dtype(), &[evaluations, time.bias.len()]);
-        Ok(Unet2dConditions { biases: self.times().map(zeros).collect::<Result<_>>()? })
+        Ok(Unet2dConditions { biases: self.times().map(zeros).collect::<Result<_>>()?, contexts: Vec::new() })
     }
 
     /// What follows from the times alone.
@@ -157,12 +170,32 @@ impl Unet2d {
         Ok(())
     }
 
-    /// Buffers for `batch` images; those between layers are made by the first forward pass.
+    /// What follows from the context [B, L, D] of the images alone.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and the operations'.
+    pub fn attend_to(&self, device: &Device, context: &Tensor, to: &mut Unet2dConditions) -> Result<()> {
+        let transformers = self.layers().filter_map(|(_, mixer)| match mixer {
+            Some(Mixer::Context(transformer)) => Some(transformer),
+            _ => None,
+        });
+        let contexts = transformers.flat_map(Transformer::contexts).map(|layer| {
+            let (batch, tokens) = (context.dim(0), context.dim(1));
+            let mut both = Tensor::zeros(device, context.dtype(), &[batch, tokens, layer.bias.len()])?;
+            let mut workspace = layer.workspace(device, batch, tokens)?;
+            layer.forward(device, context, Activation::None, Residual::None, &mut both, &mut workspace)?;
+            Ok(both)
+        });
+        to.contexts = contexts.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// Buffers for `batch` images of `size`; those between layers are made by the first forward pass.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub fn acts(&self, config: &ModelConfig, device: &Device, dtype: DType, batch: usize) -> Result<Unet2dActs> {
-        let side = |level: usize| [config.image_size >> level; 2];
+    pub fn acts(&self, device: &Device, dtype: DType, batch: usize, size: [usize; 2]) -> Result<Unet2dActs> {
+        let side = |level: usize| size.map(|side| side >> level);
         let levels = self.down.len();
         let down = self.down.iter().enumerate().map(|(l, b)| b.workspace_size(device, batch, side(l), side(l + 1)));
         let up = self.up.iter().enumerate().map(|(i, b)| {
@@ -187,20 +220,20 @@ impl Unet2d {
         })
     }
 
-    /// output [B, C, H, W] = what the network predicts.
+    /// output [B, C, H, W] = what the network predicts of images x, each at the row of the conditions that `select` names.
     ///
     /// # Errors
     /// The operations'.
     pub fn forward(
         &self,
         device: &Device,
-        inputs: Inputs,
+        x: &Tensor,
+        select: Select,
         conditions: &Unet2dConditions,
         acts: &mut Unet2dActs,
         output: &mut Tensor,
     ) -> Result<()> {
         let Unet2dActs { scratch, workspace, nothing, rows } = acts;
-        let select = Select { counter: inputs.counter, rows: inputs.rows, conditions: 1 };
         for ((weight, bias), row) in self.nothing.iter().zip(&conditions.biases).zip(rows.iter_mut()) {
             let bias = Some(Columns::PerImage(bias));
             linear(
@@ -211,25 +244,25 @@ impl Unet2d {
                 workspace,
             )?;
         }
-        let mut rows = rows.iter();
+        let (mut rows, mut contexts) = (rows.iter(), conditions.contexts.iter());
         let tools = &mut Tools { device, scratch, workspace };
         let [batch, channels, height, width] = [0, 1, 2, 3].map(|axis| output.dim(axis));
-        let mut image = tools.scratch.take(output.dtype(), &[batch, height, width, inputs.x.dim(1)])?;
-        channels_last(device, inputs.x, &mut image)?;
+        let mut image = tools.scratch.take(output.dtype(), &[batch, height, width, x.dim(1)])?;
+        channels_last(device, x, &mut image)?;
 
         // The last of the skips is what the next layer reads.
-        let mut skips = vec![convolved(tools, &self.conv_in, &image)?];
+        let mut skips = vec![tools.conv(&self.conv_in, &image, Activation::None)?];
         tools.scratch.put(image);
         for blocks in &self.down {
             for (layer, attention) in &blocks.layers {
                 let mut y = layer.forward(tools, &skips[skips.len() - 1], rows.next())?;
                 if let Some(attention) = attention {
-                    attention.forward(tools, &mut y)?;
+                    attention.forward(tools, &mut y, &mut contexts)?;
                 }
                 skips.push(y);
             }
             if let Some(conv) = &blocks.resample {
-                let y = convolved(tools, conv, &skips[skips.len() - 1])?;
+                let y = tools.conv(conv, &skips[skips.len() - 1], Activation::None)?;
                 skips.push(y);
             }
         }
@@ -238,7 +271,7 @@ impl Unet2d {
             let from = x.as_ref().unwrap_or(&skips[skips.len() - 1]);
             let mut y = layer.forward(tools, from, rows.next())?;
             if let Some(attention) = attention {
-                attention.forward(tools, &mut y)?;
+                attention.forward(tools, &mut y, &mut contexts)?;
             }
             x.replace(y).into_iter().for_each(|old| tools.scratch.put(old));
         }
@@ -250,7 +283,7 @@ impl Unet2d {
                 concat(device, &[&x, &skip], &mut both)?;
                 let mut y = layer.forward(tools, &both, rows.next())?;
                 if let Some(attention) = attention {
-                    attention.forward(tools, &mut y)?;
+                    attention.forward(tools, &mut y, &mut contexts)?;
                 }
                 for old in [both, skip, std::mem::replace(&mut x, y)] {
                     tools.scratch.put(old);
@@ -258,14 +291,14 @@ impl Unet2d {
             }
             if let Some(conv) = &blocks.resample {
                 let wide = doubled(tools, &x)?;
-                let y = convolved(tools, conv, &wide)?;
+                let y = tools.conv(conv, &wide, Activation::None)?;
                 tools.scratch.put(wide);
                 tools.scratch.put(std::mem::replace(&mut x, y));
             }
         }
         let normed = self.norm_out.forward(tools, &x, true)?;
         tools.scratch.put(x);
-        let y = convolved(tools, &self.conv_out, &normed)?;
+        let y = tools.conv(&self.conv_out, &normed, Activation::None)?;
         tools.scratch.put(normed);
         debug_assert_eq!(y.last_dim(), channels);
         channels_first(device, &y, output)?;

@@ -36,7 +36,7 @@ fn convolutional_networks_are_shown_and_converted_but_not_sampled() {
     for (table, architecture, parameters, refusal) in [
         ("a7_resnet", "resnet", 159_811, "classifies images"),
         ("a6_convnextv2", "convnextv2", 115_347, "classifies images"),
-        ("a5_unet2d_condition", "unet2d_condition", 447_844, "forward pass does not exist yet"),
+        ("a5_unet2d_condition", "unet2d_condition", 447_844, "attends to a context"),
         ("a5_autoencoder_kl", "autoencoder_kl", 167_959, "latents"),
     ] {
         Table::open(table).write(&desk.path("w.safetensors"));

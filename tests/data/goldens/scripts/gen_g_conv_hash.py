@@ -2,15 +2,13 @@
 leading `unet.`), so that no weight file is needed: outputs, and trajectories of the flow-matching U-Net++, in float64.
 
     pip install torch diffusers segmentation-models-pytorch==0.6.0 timm torchvision
-    REF_OUT=... python3 gen_g_conv_hash.py      (the configurations are those of the key tables a4 and a5)
+    REF_OUT=... python3 gen_g_conv_hash.py [NAME ...]      (all, or those named; the configurations are those of the key
+                                                            tables a4 to a7)
 
 Input NAME is 1.5 s (NAME in.ctx likewise) with s the hash of "input.NAME".
 """
 from refcommon import *
 from refmodels import *
-from segmentation_models_pytorch.encoders import encoders
-from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
-from torchvision.models.resnet import BasicBlock
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 
@@ -45,8 +43,9 @@ def inp(name, *shape):
 D = os.path.join(OUT, "g_conv_hash"); os.makedirs(D, exist_ok=True)
 
 
-def golden(name, m, run):
-    fill(m)
+def golden(name, make, run):
+    if sys.argv[1:] and name not in sys.argv[1:]: return
+    m = fill(make())
     with torch.no_grad():
         o32 = run(m, torch.float32); o64 = run(m.double(), torch.float64)
     e = errs(o64, o32)
@@ -54,19 +53,24 @@ def golden(name, m, run):
     save_file(tof32(o64), os.path.join(D, name + ".safetensors"), metadata=dict(f32_err=json.dumps(e), rule=__doc__))
 
 
-class NarrowResNet(ResNetEncoder):
-    """As in gen_a4_unetpp.py: widths 16, 16, 32, 64, 128."""
-    def __init__(self, w=16, layers=(1, 2, 1, 1), **kw):
-        super().__init__(block=BasicBlock, layers=list(layers), out_channels=[3, w, w, 2 * w, 4 * w, 8 * w], **kw)
-        self.inplanes = w
-        self.conv1 = nn.Conv2d(3, w, 7, 2, 3, bias=False); self.bn1 = nn.BatchNorm2d(w)
-        self.layer1 = self._make_layer(BasicBlock, w, layers[0])
-        self.layer2 = self._make_layer(BasicBlock, 2 * w, layers[1], stride=2)
-        self.layer3 = self._make_layer(BasicBlock, 4 * w, layers[2], stride=2)
-        self.layer4 = self._make_layer(BasicBlock, 8 * w, layers[3], stride=2)
+def unetpp():
+    from segmentation_models_pytorch.encoders import encoders
+    from segmentation_models_pytorch.encoders.resnet import ResNetEncoder
+    from torchvision.models.resnet import BasicBlock
 
+    class NarrowResNet(ResNetEncoder):
+        """As in gen_a4_unetpp.py: widths 16, 16, 32, 64, 128."""
+        def __init__(self, w=16, layers=(1, 2, 1, 1), **kw):
+            super().__init__(block=BasicBlock, layers=list(layers), out_channels=[3, w, w, 2 * w, 4 * w, 8 * w], **kw)
+            self.inplanes = w
+            self.conv1 = nn.Conv2d(3, w, 7, 2, 3, bias=False); self.bn1 = nn.BatchNorm2d(w)
+            self.layer1 = self._make_layer(BasicBlock, w, layers[0])
+            self.layer2 = self._make_layer(BasicBlock, 2 * w, layers[1], stride=2)
+            self.layer3 = self._make_layer(BasicBlock, 4 * w, layers[2], stride=2)
+            self.layer4 = self._make_layer(BasicBlock, 8 * w, layers[3], stride=2)
 
-encoders["narrow-resnet"] = dict(encoder=NarrowResNet, pretrained_settings={}, params=dict(depth=5))
+    encoders["narrow-resnet"] = dict(encoder=NarrowResNet, pretrained_settings={}, params=dict(depth=5))
+    return FlowMatching(FlowUNetPP(encoder_name="narrow-resnet", decoder_channels=(48, 32, 16, 16, 8)))
 
 
 def flow(m, dtype):
@@ -83,7 +87,7 @@ def flow(m, dtype):
     return out
 
 
-golden("unetpp_flow", FlowMatching(FlowUNetPP(encoder_name="narrow-resnet", decoder_channels=(48, 32, 16, 16, 8))), flow)
+golden("unetpp_flow", unetpp, flow)
 
 
 def vae(m, dtype):
@@ -92,7 +96,7 @@ def vae(m, dtype):
         return {"out.mean": d.mean, "out.logvar": d.logvar, "out.decoded": m.decode(inp("z", 2, 4, 16, 16).to(dtype)).sample}
 
 
-golden("autoencoder_kl", AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, sample_size=32, layers_per_block=1, block_out_channels=[16, 32], norm_num_groups=8, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2), vae)
+golden("autoencoder_kl", lambda: AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, sample_size=32, layers_per_block=1, block_out_channels=[16, 32], norm_num_groups=8, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2), vae)
 
 
 def unet(m, dtype):
@@ -101,7 +105,7 @@ def unet(m, dtype):
 
 
 for name, more in [("unet2d", {}), ("unet2d_padding0", dict(downsample_padding=0, flip_sin_to_cos=False, freq_shift=1))]:
-    golden(name, UNet2DModel(sample_size=16, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=16, down_block_types=["DownBlock2D", "AttnDownBlock2D"], up_block_types=["AttnUpBlock2D", "UpBlock2D"], **more), unet)
+    golden(name, lambda: UNet2DModel(sample_size=16, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=16, down_block_types=["DownBlock2D", "AttnDownBlock2D"], up_block_types=["AttnUpBlock2D", "UpBlock2D"], **more), unet)
 
 
 def condition(m, dtype):
@@ -110,4 +114,52 @@ def condition(m, dtype):
         return {"out.eps": m(x, torch.tensor([3.0, 640.0], dtype=dtype), ctx, return_dict=False)[0]}
 
 
-golden("unet2d_condition", UNet2DConditionModel(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=2, cross_attention_dim=24, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"]), condition)
+COND = dict(sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=[24, 48], norm_num_groups=8, attention_head_dim=2, cross_attention_dim=24, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
+golden("unet2d_condition", lambda: UNet2DConditionModel(**COND), condition)
+
+
+def condition_linear(m, dtype):  # images that are not square
+    with diffusers_f64_timesteps():
+        x, ctx = inp("x", 2, 4, 12, 20).to(dtype), inp("ctx", 2, 3, 20).to(dtype)
+        return {"out.eps": m(x, torch.tensor([0.0, 999.0], dtype=dtype), ctx, return_dict=False)[0]}
+
+
+# Linear projections, two transformer blocks, other heads by level, attention at all levels; its key table is made here.
+LINEAR = dict(COND, attention_head_dim=[2, 3], cross_attention_dim=20, use_linear_projection=True, transformer_layers_per_block=2, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6, down_block_types=["CrossAttnDownBlock2D"] * 2, up_block_types=["CrossAttnUpBlock2D"] * 2)
+
+
+def linear():
+    m = UNet2DConditionModel(**LINEAR); sd = m.state_dict(); n = sum(v.numel() for v in sd.values())
+    os.makedirs(os.path.join(OUT, "keys"), exist_ok=True)
+    with open(os.path.join(OUT, "keys", "unet2d_condition_linear.txt"), "w") as f:
+        f.write(f"# unet2d_condition_linear, of gen_g_conv_hash.py\n# tensors {len(sd)}  numbers in the state dict {n}  trainable parameters {n}\n# config {json.dumps(LINEAR)}\n# key\tshape\tdtype\n")
+        f.writelines(f"{k}\t{list(v.shape)}\tfloat32\n" for k, v in sd.items())
+    return m
+
+
+golden("unet2d_condition_linear", linear, condition_linear)
+
+
+def convnextv2():
+    from timm.models.convnext import ConvNeXt
+    return ConvNeXt(in_chans=3, num_classes=3, depths=(1, 1, 2, 1), dims=(16, 32, 48, 64), use_grn=True, ls_init_value=None)
+
+
+def features(m, dtype):  # sides that the stages do not halve evenly
+    x = inp("x", 2, 3, 70, 93).to(dtype)
+    f = m.forward_features(x)
+    return {"out.features": f, "out.logits": m.forward_head(f), "out.pre_logits": m.forward_head(f, pre_logits=True)}
+
+
+golden("convnextv2", convnextv2, features)
+
+
+def efficientnet():
+    from functools import partial
+    from timm.models._efficientnet_builder import decode_arch_def, round_channels
+    from timm.models.efficientnet import EfficientNet
+    arch = [["ds_r1_k3_s1_e1_c8_se0.25"], ["ir_r2_k3_s2_e6_c16_se0.25"], ["ir_r2_k5_s2_e6_c24_se0.25"], ["ir_r1_k3_s2_e6_c32_se0.25"]]
+    return EfficientNet(block_args=decode_arch_def(arch), num_features=96, stem_size=16, num_classes=3, act_layer=nn.SiLU, round_chs_fn=partial(round_channels, multiplier=1.0))
+
+
+golden("efficientnet", efficientnet, features)
