@@ -92,6 +92,7 @@ impl Vit {
         let mut x_tokens = zeros(&[batch, tokens + 1, d])?;
         // The class token joins after the embedding, so nobody leaves statistics of the first block's input.
         let mut acts = BlockActs::new(c.block(), Layers::Separate, device, self.dtype, batch, tokens + 1)?;
+        let mut normed = zeros(&[batch, tokens + 1, d])?;
         let (mut top, mut logits) = (zeros(&[batch, d])?, zeros(&[batch, c.transformer().head_size])?);
         let blocks = self.blocks.iter().map(|b| b.workspace_size(device, batch, tokens + 1));
         let embed = self.patch_embed.workspace_size(device, batch, tokens);
@@ -106,9 +107,9 @@ impl Vit {
         for (i, block) in self.blocks.iter().enumerate() {
             block.forward(device, &format!("block{i}"), &mut x_tokens, None, &mut acts, &mut workspace, tap)?;
         }
-        self.norm.forward(device, &x_tokens, &mut acts.h)?;
-        tap("norm", &acts.h);
-        take_token(device, &acts.h, &mut top)?;
+        self.norm.forward(device, &x_tokens, &mut normed)?;
+        tap("norm", &normed);
+        take_token(device, &normed, &mut top)?;
         self.head.forward(device, &top, Activation::None, Residual::None, &mut logits, &mut workspace)?;
         Ok(logits)
     }

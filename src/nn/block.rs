@@ -7,7 +7,7 @@ use super::norm::{Layers, Modulated, NormLinear, Normed};
 use super::params::{Loader, ParamSpec, linear_specs};
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::attention::{Heads, attention, attention_unfused};
+use crate::ops::attention::{Heads, attended, attention, attention_unfused};
 use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, between, linear, workspace_dtype};
 use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
@@ -42,7 +42,7 @@ pub struct Block {
 pub struct BlockActs {
     /// What the norms need of x, written by whoever writes x.
     pub normed: Normed,
-    /// Attention output, [B, T, D].
+    /// Attention output, [B, T, D], between two products.
     pub h: Tensor,
     /// [B, T, 3 D].
     pub qkv: Tensor,
@@ -62,12 +62,17 @@ impl BlockActs {
         batch: usize,
         tokens: usize,
     ) -> Result<Self> {
-        let (d, zeros) = (config.dim, |n| Tensor::zeros(device, dtype, &[batch, tokens, n]));
+        let d = config.dim;
         let normed = Normed::new(layers, config.modulated, device, dtype, [batch, tokens, d])?;
         let scores = || Tensor::zeros(device, workspace_dtype(dtype), &[batch, config.heads, tokens, tokens]);
         let scores = (layers == Layers::Unfused).then(scores).transpose()?;
         let hidden = between(device, dtype, &[batch, tokens, config.hidden])?;
-        Ok(Self { normed, h: zeros(d)?, qkv: zeros(3 * d)?, hidden, scores })
+        let h = match scores {
+            None => attended(device, dtype, [batch, tokens, d], config.heads)?,
+            Some(_) => Tensor::zeros(device, dtype, &[batch, tokens, d])?,
+        };
+        let qkv = Tensor::zeros(device, dtype, &[batch, tokens, 3 * d])?;
+        Ok(Self { normed, h, qkv, hidden, scores })
     }
 }
 

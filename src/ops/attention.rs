@@ -5,6 +5,7 @@
 mod cpu;
 mod unfused;
 
+use super::linear::between;
 use super::product::Kernel;
 use super::{expect, round, shape_error, spec, to_i32, to_u32, with_real};
 use crate::device::Device;
@@ -69,6 +70,22 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
             if dtype.rounds_on(device) { round(out) } else { Ok(()) }
         }
         Device::Cuda(cuda) => launch(cuda, q, k, v, heads, head_dim, out),
+    }
+}
+
+/// Zeros [B, T, D] for what [`attention`] or one [`linear`](crate::ops::linear::linear) writes and another `linear` reads:
+/// [`between`], where the heads fill whole lines of it.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn attended(device: &Device, dtype: DType, shape: [usize; 3], heads: usize) -> Result<Tensor> {
+    let packing = match device {
+        Device::Cpu(cpu) => dtype.packing(cpu).map(|element| Kernel::new(cpu, element)),
+        Device::Cuda(_) => None,
+    };
+    match packing {
+        Some(kernel) if cpu::can_pack(&kernel, shape, heads) => between(device, dtype, &shape),
+        _ => Tensor::zeros(device, dtype, &shape),
     }
 }
 

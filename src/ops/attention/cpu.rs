@@ -5,10 +5,13 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::Heads;
-use crate::device::packed::{LANES, Line};
-use crate::error::Result;
+use crate::device::packed::{Element, LANES, Line};
+use crate::error::{Error, Result};
 use crate::ops::linear::{matmul, matmul_t};
-use crate::ops::product::{Kernel, Tile, cut, pack_columns, pack_row, pack_row_panels, pack_rows_of, pack_tile};
+use crate::ops::product::{
+    Block, Destination, Kernel, Registers, cut, cut_packed, pack_columns, pack_exponentials, pack_row, pack_row_panels,
+    pack_rows_of, pack_tile,
+};
 use crate::ops::reduce::{max, sum_of};
 use crate::ops::simd::vectorized;
 use crate::tensor::{Real, Tensor};
@@ -16,13 +19,19 @@ use crate::tensor::{Real, Tensor};
 /// Most queries of a task of [`plain`]: enough to make up for packing the keys, few enough for the scores to stay in the cache.
 const QUERIES: usize = 64;
 
+/// Whether the product behind the attention can read its output [images, q_len, D] packed: tiles of rows belong to one image,
+/// and lines to one head.
+pub(super) fn can_pack(kernel: &Kernel, [images, q_len, dim]: [usize; 3], heads: usize) -> bool {
+    let tile_rows = kernel.tile_rows(images * q_len);
+    let whole_tiles = images == 1 || tile_rows == kernel.tile_rows(q_len) && q_len.is_multiple_of(tile_rows);
+    whole_tiles && (dim / heads).is_multiple_of(LANES * kernel.element().per_word())
+}
+
 /// out = softmax(q k^T / sqrt(HD)) v by packed products; shapes as [`super::attention`] has checked them.
 pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize, out: &mut Tensor) -> Result<()> {
-    let (images, q_len, kv_len, dim) = (out.dim(0), q.len(), k.len(), out.last_dim());
+    let (images, q_len, dim) = (out.dim(0), q.len(), out.last_dim());
     let head_dim = dim / heads;
-    let (qs, ks, vs) = (q.tensor.host::<f32>()?, k.tensor.host::<f32>()?, v.tensor.host::<f32>()?);
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let element = kernel.element();
+    let [qs, ks, vs] = [q.tensor.host::<f32>()?, k.tensor.host::<f32>()?, v.tensor.host::<f32>()?];
     let tile_rows = kernel.tile_rows(q_len);
     // Few heads for many threads are cut along the queries; each part packs the keys and values again.
     let tiles = q_len.div_ceil(tile_rows);
@@ -33,58 +42,106 @@ pub(super) fn packed(kernel: &Kernel, q: Heads, k: Heads, v: Heads, heads: usize
         row(i * per_part)..row((i + 1) * per_part)
     };
     let ranges = (0..images).flat_map(|image| (0..parts).map(move |i| part(image, i)));
-    cut(out.host_mut::<f32>()?, dim, ranges, head_dim).into_par_iter().for_each(|mut out| {
-        if out.rows.is_empty() {
-            return;
-        }
-        let (image, head) = (out.rows.start / q_len, out.columns.start / head_dim);
-        let from = |x: Heads, token: usize| (image * x.len() + token) * x.stride() + x.offset + head * head_dim;
-        let mut keys = vec![Line::default(); kv_len.div_ceil(LANES) * kernel.lines(head_dim) * LANES];
-        pack_row_panels(element, &ks[from(k, 0)..], k.stride(), [kv_len, head_dim], &mut keys);
-        let mut values = vec![Line::default(); head_dim.div_ceil(LANES) * kernel.lines(kv_len) * LANES];
-        pack_columns(element, &vs[from(v, 0)..], v.stride(), [head_dim, kv_len], &mut values);
-        let mut queries = vec![Line::default(); tile_rows * kernel.lines(head_dim)];
-        let mut weights = vec![Line::default(); tile_rows * kernel.lines(kv_len)];
-        let width = kv_len.next_multiple_of(LANES);
-        let mut scores = vec![0f32; tile_rows * width];
-        let mut tile = Tile::default();
-        for first in out.rows.clone().step_by(tile_rows) {
-            let rows = tile_rows.min(out.rows.end - first);
-            let token = first - image * q_len;
-            let queries = &mut queries[..rows * kernel.lines(head_dim)];
-            pack_rows_of(queries, rows, |row, to| {
-                pack_row(element, &qs[from(q, token + row)..][..head_dim], to);
-            });
-            kernel.multiply_all(queries, rows, &keys, &mut tile, |column, products, stride| {
-                put_columns(&mut scores, width, column, products, stride);
-            });
-            let mut norms = [0f32; 32];
-            let weights = &mut weights[..rows * kernel.lines(kv_len)];
-            for (scores, norm) in scores.chunks_exact_mut(width).zip(&mut norms[..rows]) {
-                *norm = softmax(&mut scores[..kv_len], scale);
-            }
-            pack_tile(element, &scores[..rows * width], width, kv_len, weights);
-            kernel.multiply_all(weights, rows, &values, &mut tile, |column, products, stride| {
-                let width = stride.min(head_dim - column);
-                for (row, products) in products.chunks_exact(stride).enumerate() {
-                    let out = &mut out.row(first + row)[column..][..width];
-                    out.iter_mut().zip(products).for_each(|(out, &sum)| *out = sum * norms[row]);
-                }
+    let attend = Attend { kernel, q: (q, qs), k: (k, ks), v: (v, vs), head_dim };
+    let element = kernel.element();
+    match out.packed_rows_mut() {
+        Some(out) if (out.element(), out.tile_rows()) == (element, tile_rows) => {
+            let blocks = cut_packed(out, ranges, head_dim);
+            attend.heads(blocks, |first, values, stride, to| {
+                pack_tile(element, values, stride, head_dim, to.tile(first));
             });
         }
-    });
+        Some(_) => {
+            return Err(Error::Runtime("attention: the rows of the output are packed for another kernel".into()));
+        }
+        None => {
+            let blocks = cut(out.host_mut::<f32>()?, dim, ranges, head_dim);
+            attend.heads(blocks, |first, values, stride, to| put_rows(values, stride, first, to));
+        }
+    }
     Ok(())
 }
 
+/// The operands of attention by packed products.
+struct Attend<'a> {
+    kernel: &'a Kernel,
+    q: (Heads<'a>, &'a [f32]),
+    k: (Heads<'a>, &'a [f32]),
+    v: (Heads<'a>, &'a [f32]),
+    head_dim: usize,
+}
+
+/// What a thread needs for one head.
+struct Scratch {
+    /// Panels of K and V.
+    keys: Vec<Line>,
+    values: Vec<Line>,
+    /// A tile of queries, and their weights.
+    queries: Vec<Line>,
+    weights: Vec<Line>,
+    /// Their scores and their values.
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Attend<'_> {
+    /// Each of the `blocks`, queries of one image by the columns of one head, is a task. `finish(first, values, stride, block)`
+    /// is given the values of a tile of rows, [.., stride], to write from row `first` on.
+    fn heads<D: Destination>(&self, blocks: Vec<D>, finish: impl Fn(usize, &[f32], usize, &mut D) + Sync) {
+        let &Self { kernel, q, k, v, head_dim } = self;
+        let (q_len, kv_len, element) = (q.0.len(), k.0.len(), kernel.element());
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (tile_rows, head_lines, kv_lines) = (kernel.tile_rows(q_len), kernel.lines(head_dim), kernel.lines(kv_len));
+        // A vector more than the keys take: rows whole pages apart would share the sets of the cache.
+        let width = kv_len.next_multiple_of(LANES) + LANES;
+        let stride = head_dim.next_multiple_of(LANES);
+        let scratch = || Scratch {
+            keys: vec![Line::default(); kv_len.div_ceil(LANES) * head_lines * LANES],
+            values: vec![Line::default(); head_dim.div_ceil(LANES) * kv_lines * LANES],
+            queries: vec![Line::default(); tile_rows * head_lines],
+            weights: vec![Line::default(); tile_rows * kv_lines],
+            scores: vec![0.0; tile_rows * width],
+            sums: vec![0.0; tile_rows * stride],
+        };
+        blocks.into_par_iter().for_each_init(scratch, |scratch, mut block| {
+            let Scratch { keys, values, queries: packed, weights, scores, sums } = scratch;
+            let queries = block.rows();
+            if queries.is_empty() {
+                return;
+            }
+            let (image, head) = (queries.start / q_len, block.columns().start / head_dim);
+            let at = |x: Heads, token: usize| (image * x.len() + token) * x.stride() + x.offset + head * head_dim;
+            pack_row_panels(element, &k.1[at(k.0, 0)..], k.0.stride(), [kv_len, head_dim], keys);
+            pack_columns(element, &v.1[at(v.0, 0)..], v.0.stride(), [head_dim, kv_len], values);
+            let registers = Registers;
+            for first in queries.clone().step_by(tile_rows) {
+                let rows = tile_rows.min(queries.end - first);
+                let (packed, weights) = (&mut packed[..rows * head_lines], &mut weights[..rows * kv_lines]);
+                pack_rows_of(packed, rows, |row, to| {
+                    pack_row(element, &q.1[at(q.0, first - image * q_len + row)..][..head_dim], to);
+                });
+                kernel.multiply_all(packed, rows, keys, scores, width, &registers);
+                let norms = &mut [0f32; 32][..rows];
+                softmax_tile(element, (&mut scores[..rows * width], width), kv_len, scale, weights, norms);
+                kernel.multiply_all(weights, rows, values, sums, stride, &registers);
+                scale_rows(sums, stride, head_dim, norms);
+                finish(first, &sums[..rows * stride], stride, &mut block);
+            }
+        });
+    }
+}
+
 vectorized! { plain
-    /// Columns from `column` on of rows of `width` = rows of `stride`, all of them.
-    fn put_columns(to: &mut [f32], width: usize, column: usize, from: &[f32], stride: usize) {
-        for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(stride)) {
-            // Panels of 16: by vectors, where a call of `memmove` would take longer than the copy.
-            let (to, _) = to[column..][..stride].as_chunks_mut::<LANES>();
-            for (to, from) in to.iter_mut().zip(from.as_chunks::<LANES>().0) {
+    /// The block's columns of its rows from `first` on = those of rows of `stride`.
+    fn put_rows(from: &[f32], stride: usize, first: usize, to: &mut Block<f32>) {
+        for (row, from) in (first..).zip(from.chunks_exact(stride)) {
+            // By vectors, where a call of `memmove` would take longer than the copy.
+            let (to, to_rest) = to.row(row).as_chunks_mut::<LANES>();
+            let (whole, rest) = from.split_at(to.len() * LANES);
+            for (to, from) in to.iter_mut().zip(whole.as_chunks::<LANES>().0) {
                 *to = *from;
             }
+            to_rest.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         }
     }
 }
@@ -136,6 +193,27 @@ vectorized! {
         row.iter_mut().for_each(|s| *s = (scale * (*s - top)).exp_of_nonpositive());
         T::from_f64(1.0) / sum_of(row, |p| p)
     }
+}
+
+/// Packs weights = e^(scale (score - maximum)) of the first `kv_len` scores of rows of `stride`, which are overwritten, and
+/// writes 1 / the sum of each row to `norms`.
+fn softmax_tile(
+    element: Element,
+    (scores, stride): (&mut [f32], usize),
+    kv_len: usize,
+    scale: f32,
+    weights: &mut [Line],
+    norms: &mut [f32],
+) {
+    if element == Element::Bf16Pair {
+        pack_exponentials(scores, stride, kv_len, scale * std::f32::consts::LOG2_E, weights, norms);
+        norms.iter_mut().for_each(|norm| *norm = 1.0 / *norm);
+        return;
+    }
+    for (scores, norm) in scores.chunks_exact_mut(stride).zip(norms) {
+        *norm = softmax(&mut scores[..kv_len], scale);
+    }
+    pack_tile(element, scores, stride, kv_len, weights);
 }
 
 vectorized! {

@@ -38,8 +38,8 @@ pub(super) fn linear<T: Real>(
         None => x,
     };
     products(g, x, w, product);
-    let rows = y.host_mut::<T>()?.par_chunks_mut(g.n).zip(product.par_chunks_mut(g.n)).enumerate();
-    rows.with_min_len(8).for_each(|(row, (y, v))| epilogue.finish_row(row, 0, v, y));
+    let rows = y.host_mut::<T>()?.par_chunks_mut(g.n).zip(product.par_chunks(g.n)).enumerate();
+    rows.with_min_len(8).for_each(|(row, (y, v))| epilogue.finish_row(row, v, y));
     Ok(())
 }
 

@@ -1,10 +1,14 @@
 //! What follows a product on the CPU, on any rectangle of it while it is in the cache.
 
+use std::ops::Range;
+
 use super::norm::{Moments, all_moments};
 use super::{Activation, Columns, Geometry, Norm, Operands, Residual};
+use crate::device::packed::{Element, LANES};
 use crate::error::Result;
+use crate::math::phi_for_bf16;
 use crate::ops::condition_rows;
-use crate::ops::product::{Block, Destination, PackedBlock, pack_tile};
+use crate::ops::product::{Block, Destination, MAX_WIDTH as WIDTH, PackedBlock, pack_tile};
 use crate::ops::simd::vectorized;
 use crate::tensor::Real;
 
@@ -74,18 +78,34 @@ impl<'a, T: Real> Epilogue<'a, T> {
         })
     }
 
-    /// The block's columns of y in the rows from `first` on, from their products `v` [.., stride].
+    /// The block's columns of y in the rows from `first` on, from their products `v` [.., stride], whole vectors.
     #[inline]
     pub(super) fn finish(&self, first: usize, v: &mut [T], stride: usize, y: &mut Block<T>) {
-        activate(self, first, y.columns.start, v, stride, y.columns.len());
+        shift(self, first, y.columns.clone(), v, stride);
+        activate(self.act, v);
         put(self, first, v, stride, y);
     }
 
-    /// The columns from `column` on of one row of y, from their products `v`.
-    #[inline]
-    pub(super) fn finish_row(&self, row: usize, column: usize, v: &mut [T], y: &mut [T]) {
-        let stride = v.len();
-        self.finish(row, v, stride, &mut Block::of_row(row, column, y));
+    /// A whole row of y from its products `v`.
+    pub(super) fn finish_row(&self, row: usize, v: &[T], y: &mut [T]) {
+        for (first, (v, y)) in v.chunks(WIDTH).zip(y.chunks_mut(WIDTH)).enumerate() {
+            let mut tile = [T::default(); WIDTH];
+            tile[..v.len()].copy_from_slice(v);
+            self.finish(row, &mut tile, WIDTH, &mut Block::of_row(row, first * WIDTH, y));
+        }
+    }
+
+    /// Rows from `first` on, as many as `count`, by image: what of them belongs to it, counted from `first`, and its condition.
+    #[inline(always)]
+    fn images(&self, first: usize, count: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (mut row, end) = (first, first + count);
+        std::iter::from_fn(move || {
+            (row < end).then(|| {
+                let (image, start) = (row / self.rows, row);
+                row = end.min((image + 1) * self.rows);
+                (start - first..row - first, self.conditions[image])
+            })
+        })
     }
 }
 
@@ -96,29 +116,56 @@ impl Epilogue<'_, f32> {
     #[inline]
     pub(super) fn finish_packed(&self, first: usize, v: &mut [f32], stride: usize, y: &mut PackedBlock) {
         let columns = y.columns();
-        activate(self, first, columns.start, v, stride, columns.len());
+        shift(self, first, columns.clone(), v, stride);
+        match self.act {
+            Activation::Gelu if y.element() == Element::Bf16Pair => gelu_for_bf16(v),
+            act => activate(act, v),
+        }
         pack_tile(y.element(), v, stride, columns.len(), y.tile(first));
     }
 }
 
+/// Numbers for the columns of a tile, by vectors: zeros where it has more columns than the matrix.
+type ColumnVectors<T> = [[T; LANES]; WIDTH / LANES];
+
+#[inline(always)]
+fn vectors<T: Real>(values: &[T]) -> ColumnVectors<T> {
+    let mut vectors = [[T::default(); LANES]; WIDTH / LANES];
+    vectors.as_flattened_mut()[..values.len()].copy_from_slice(values);
+    vectors
+}
+
 vectorized! {
-    /// v = act(norm(v) + bias) in `width` columns of rows of `stride`, from row `first` and column `column` of y on.
-    fn activate(e: &Epilogue<T>, first: usize, column: usize, v: &mut [T], stride: usize, width: usize) {
-        if e.norm.is_some() || e.bias.is_some() {
-            for (row, v) in (first..).zip(v.chunks_exact_mut(stride)) {
-                let condition = e.conditions[row / e.rows];
-                let v = &mut v[..width];
-                if let Some((moments, sums)) = &e.norm {
-                    let ((mean, rstd), sums) = (moments[row], &sums.row(condition)[column..][..width]);
-                    update(v, sums, |v, sum| rstd * (-mean).mul_add(sum, v));
+    /// v = norm(v) + bias in rows of `stride`, from row `first` of y on: of its `columns`, and zeros behind them.
+    fn shift(e: &Epilogue<T>, first: usize, columns: Range<usize>, v: &mut [T], stride: usize) {
+        for (rows, condition) in e.images(first, v.len() / stride) {
+            let of = |values: &HostColumns<T>| vectors(&values.row(condition)[columns.clone()]);
+            let v = v[rows.start * stride..rows.end * stride].chunks_exact_mut(stride);
+            match (&e.norm, &e.bias) {
+                (None, None) => {}
+                (None, Some(bias)) => {
+                    let bias = of(bias);
+                    for v in v {
+                        combine(v, bias.as_flattened(), bias.as_flattened(), |v, bias, _| v + bias);
+                    }
                 }
-                if let Some(bias) = &e.bias {
-                    update(v, &bias.row(condition)[column..][..width], |v, b| v + b);
+                (Some((moments, sums)), bias) => {
+                    let (sums, bias) = (of(sums), bias.as_ref().map_or_else(|| vectors(&[]), of));
+                    for (v, &(mean, rstd)) in v.zip(&moments[first + rows.start..]) {
+                        combine(v, sums.as_flattened(), bias.as_flattened(), |v, sum, bias| {
+                            rstd * (-mean).mul_add(sum, v) + bias
+                        });
+                    }
                 }
             }
         }
-        // All of the tile at once, the columns behind the last one too.
-        match e.act {
+    }
+}
+
+vectorized! {
+    /// v = act(v), all of a tile at once: row by row it would be no vector code.
+    fn activate(act: Activation, v: &mut [T]) {
+        match act {
             Activation::None => {}
             Activation::Gelu => v.iter_mut().for_each(|v| *v = gelu(*v)),
             Activation::GeluTanh => v.iter_mut().for_each(|v| *v = gelu_tanh(*v)),
@@ -128,48 +175,56 @@ vectorized! {
     }
 }
 
+vectorized! { plain
+    /// v = gelu(v), as accurate as what is rounded to bf16 has to be.
+    fn gelu_for_bf16(v: &mut [f32]) {
+        v.iter_mut().for_each(|v| *v *= phi_for_bf16(*v));
+    }
+}
+
 vectorized! {
     /// y = residual + gate * v in the block's columns of the rows from `first` on, of v [.., stride].
     fn put(e: &Epilogue<T>, first: usize, v: &[T], stride: usize, y: &mut Block<T>) {
         let columns = y.columns.clone();
-        for (row, v) in (first..).zip(v.chunks_exact(stride)) {
-            let (v, y) = (&v[..columns.len()], y.row(row));
+        for (rows, condition) in e.images(first, v.len() / stride) {
+            let v = &v[rows.start * stride..rows.end * stride];
+            macro_rules! each_row {
+                (|$row:ident, $y:ident, $v:ident| $put:expr) => {
+                    for ($row, $v) in (first + rows.start..).zip(v.chunks_exact(stride)) {
+                        let $y = y.row($row);
+                        $put
+                    }
+                };
+            }
             match &e.addend {
-                Addend::None => combine(y, v, v, |_, v, _| v),
-                Addend::InPlace => combine(y, v, v, |y, v, _| y + v),
-                Addend::Rows(rows, count) => {
-                    combine(y, v, &rows[row % count * e.n..][columns.clone()], |_, v, r| v + r);
-                }
+                Addend::None => each_row!(|row, y, v| combine(y, v, v, |_, v, _| v)),
+                Addend::InPlace => each_row!(|row, y, v| combine(y, v, v, |y, v, _| y + v)),
+                Addend::Rows(added, count) => each_row!(|row, y, v| {
+                    combine(y, v, &added[row % count * e.n..][columns.clone()], |_, v, r| v + r)
+                }),
                 Addend::Gated(gate) => {
-                    let gate = &gate.row(e.conditions[row / e.rows])[columns.clone()];
-                    combine(y, v, gate, |y, v, gate| gate.mul_add(v, y));
+                    let gate = vectors(&gate.row(condition)[columns.clone()]);
+                    let gate = gate.as_flattened();
+                    each_row!(|row, y, v| combine(y, v, gate, |y, v, gate| gate.mul_add(v, y)));
                 }
             }
         }
     }
 }
 
-/// y = f(y, other), by vectors as [`combine`].
-#[inline(always)]
-fn update<T: Real>(y: &mut [T], other: &[T], f: impl Fn(T, T) -> T) {
-    let ((y, y_rest), (other, other_rest)) = (y.as_chunks_mut::<16>(), other.as_chunks::<16>());
-    for (y, other) in y.iter_mut().zip(other) {
-        *y = std::array::from_fn(|i| f(y[i], other[i]));
-    }
-    y_rest.iter_mut().zip(other_rest).for_each(|(y, &other)| *y = f(*y, other));
-}
-
 /// y = f(y, v, other).
 #[inline(always)]
 fn combine<T: Real>(y: &mut [T], v: &[T], other: &[T], f: impl Fn(T, T, T) -> T) {
     // By vectors of a known length: a tile has few columns, and a loop of unknown length is cut for many.
-    let ((y, y_rest), (v, v_rest)) = (y.as_chunks_mut::<16>(), v.as_chunks::<16>());
-    let (other, other_rest) = other.as_chunks::<16>();
-    for ((y, v), other) in y.iter_mut().zip(v).zip(other) {
+    let (y, y_rest) = y.as_chunks_mut::<LANES>();
+    let whole = y.len() * LANES;
+    for ((y, v), other) in y.iter_mut().zip(v.as_chunks::<LANES>().0).zip(other.as_chunks::<LANES>().0) {
         *y = std::array::from_fn(|i| f(y[i], v[i], other[i]));
     }
-    for ((y, &v), &other) in y_rest.iter_mut().zip(v_rest).zip(other_rest) {
-        *y = f(*y, v, other);
+    if !y_rest.is_empty() {
+        for ((y, &v), &other) in y_rest.iter_mut().zip(&v[whole..]).zip(&other[whole..]) {
+            *y = f(*y, v, other);
+        }
     }
 }
 

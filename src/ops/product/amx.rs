@@ -61,24 +61,32 @@ pub(super) fn release() {
     }
 }
 
-/// Numbers from the accumulators of the first panel to where those of a second go that nobody asked for.
-const SPARE: usize = 512;
+/// Lines of a row from which on the next ones are fetched: fewer stay in the first-level cache from group to group.
+const FETCH_LINES: usize = 12;
 
-/// out [rows, P 16] = a b; see [`super::Kernel::multiply_ahead`].
+/// out [rows, P 16] = a b, rows `stride` apart; see [`super::Kernel::multiply_ahead`].
 ///
 /// # Safety
 /// The processor has AMX-TILE and AMX-BF16 and the system lets this process use them. `a` holds whole rows, `b` `panels`
-/// panels of as many lines, `rows` is 1 to 32, `panels` 1 or 2, `out` holds 1024 numbers.
-pub(super) unsafe fn multiply(a: &[Line], rows: usize, b: &[Line], panels: usize, ahead: &[Line], out: &mut [f32]) {
+/// panels of as many lines, `rows` is 1 to 32, `panels` 1 or 2, and `out` holds that many rows.
+pub(super) unsafe fn multiply(
+    a: &[Line],
+    rows: usize,
+    b: &[Line],
+    panels: usize,
+    ahead: &[Line],
+    out: &mut [f32],
+    stride: usize,
+) {
     let lines = a.len() / rows;
-    // Two tiles of rows in any case: a single row is its own companion.
+    // Two tiles of rows and two panels in any case: a single one is its own companion, and gives the same results twice.
     let upper = rows.div_ceil(2);
     let lower = (rows - upper).max(1);
     let (a0, a1) = (a.as_ptr(), a[rows - lower..].as_ptr());
     let (b0, b1) = (b.as_ptr(), b[(panels - 1) * lines * LANES..].as_ptr());
-    let stride = panels * LANES;
-    let at = |row: usize, panel: usize| row * stride + if panels == 2 { panel * LANES } else { panel * SPARE };
-    let out = [at(0, 0), at(0, 1), at(upper, 0), at(upper, 1)].map(|first| out[first..].as_mut_ptr());
+    let at = |row: usize, panel: usize| row * stride + panel * LANES;
+    let (below, beside) = (rows - lower, panels - 1);
+    let out = [at(0, 0), at(0, beside), at(below, 0), at(below, beside)].map(|first| out[first..].as_mut_ptr());
     let destination = Destination { out, stride: stride * size_of::<f32>() };
     // SAFETY: line l of the operands begins `l` times their step behind their start, a tile reads as many rows of it as its
     // configuration says, and the accumulators end within `out`; the caller has the instructions.
@@ -92,10 +100,13 @@ pub(super) unsafe fn multiply(a: &[Line], rows: usize, b: &[Line], panels: usize
             "2:",
             // Rows of the next step but one come into the first-level cache while these are multiplied.
             "lea {i}, [{a0} + {step}*2]",
-            "lea {end}, [{i} + {step}]",
+            "lea {end}, [{i} + {fetch}]",
             "5:",
             "prefetcht0 [{i}]",
-            "add {i}, 64",
+            "prefetcht0 [{i} + 64]",
+            "prefetcht0 [{i} + 128]",
+            "prefetcht0 [{i} + 192]",
+            "add {i}, 256",
             "cmp {i}, {end}",
             "jb 5b",
             "tileloadd tmm4, [{a0} + {stride}*1]",
@@ -137,6 +148,7 @@ pub(super) unsafe fn multiply(a: &[Line], rows: usize, b: &[Line], panels: usize
             b1 = inout(reg) b1 => _,
             stride = inout(reg) size_of::<Line>() => _,
             step = in(reg) rows * size_of::<Line>(),
+            fetch = in(reg) if lines < FETCH_LINES { 0 } else { rows * size_of::<Line>() },
             lines = inout(reg) lines => _,
             // Spread over the steps: all at once they would wait for each other, and the tiles for them.
             each = in(reg) ahead.len().div_ceil(lines),

@@ -24,26 +24,34 @@ use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line};
 
 pub use blocks::{Block, Destination, PackedBlock, cut, cut_packed};
-pub use pack::{RowLines, pack_columns, pack_columns_as_rows, pack_row, pack_row_panels, pack_rows_of, pack_tile};
+pub use pack::{
+    RowLines, pack_columns, pack_columns_as_rows, pack_exponentials, pack_row, pack_row_panels, pack_rows_of, pack_tile,
+};
 pub use store::{add_tile, put_tile};
 
 /// Most numbers of a tile: 32 rows by two panels.
 const MAX_TILE: usize = 1024;
+
+/// Most columns of a tile.
+pub const MAX_WIDTH: usize = 3 * LANES;
 
 /// Lines of the rows of a part at most: 1 MiB.
 const PART_LINES: usize = 1 << 14;
 
 /// A tile of results [rows, stride], in a cache line of its own.
 #[repr(align(64))]
-pub struct Tile([f32; MAX_TILE]);
+pub struct Tile([f32; MAX_TILE], Registers);
 
 impl Default for Tile {
     fn default() -> Self {
-        Self([0.0; MAX_TILE])
+        Self([0.0; MAX_TILE], Registers)
     }
 }
 
-impl Drop for Tile {
+/// What a thread that multiplies holds: it gives the tile registers back when it is dropped.
+pub struct Registers;
+
+impl Drop for Registers {
     fn drop(&mut self) {
         #[cfg(target_arch = "x86_64")]
         amx::release();
@@ -115,65 +123,56 @@ impl Kernel {
     /// If the operands do not fit each other.
     #[inline]
     pub fn multiply<'t>(&self, a: &[Line], rows: usize, b: &[Line], out: &'t mut Tile) -> &'t mut [f32] {
-        self.multiply_ahead(a, rows, b, &[], out)
+        let stride = b.len() / (a.len() / rows.max(1)).max(1);
+        self.multiply_ahead(a, rows, b, &[], &mut out.0, stride);
+        &mut out.0[..rows * stride]
     }
 
-    /// [`Self::multiply`], while `ahead`, what is needed next, is fetched from memory.
+    /// The rows of `out`, `stride` apart, begin with those of `a` times all panels of `b`; operands as those of
+    /// [`Self::multiply`].
+    ///
+    /// # Panics
+    /// If the operands do not fit each other.
+    pub fn multiply_all(&self, a: &[Line], rows: usize, b: &[Line], out: &mut [f32], stride: usize, _: &Registers) {
+        let per_panel = a.len() / rows.max(1) * LANES;
+        for (group, panels) in b.chunks(self.panels * per_panel).enumerate() {
+            self.multiply_ahead(a, rows, panels, &[], &mut out[group * self.width()..], stride);
+        }
+    }
+
+    /// [`Self::multiply`] to rows that are `stride` apart, while `ahead`, what is needed next, is fetched from memory.
     #[inline]
-    fn multiply_ahead<'t>(
-        &self,
-        a: &[Line],
-        rows: usize,
-        b: &[Line],
-        ahead: &[Line],
-        out: &'t mut Tile,
-    ) -> &'t mut [f32] {
+    fn multiply_ahead(&self, a: &[Line], rows: usize, b: &[Line], ahead: &[Line], out: &mut [f32], stride: usize) {
         let lines = a.len() / rows.max(1);
         let panels = b.len() / (lines * LANES).max(1);
         assert!(
             (1..=self.rows).contains(&rows)
                 && (1..=self.panels).contains(&panels)
                 && a.len() == lines * rows
-                && b.len() == panels * lines * LANES,
-            "packed operands fit each other and the kernel"
+                && b.len() == panels * lines * LANES
+                && stride >= panels * LANES
+                && out.len() >= (rows - 1) * stride + panels * LANES,
+            "packed operands fit each other, the kernel and the results"
         );
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ahead;
         match self.code {
-            Code::Portable => portable::multiply(self.element, a, rows, b, panels, &mut out.0),
+            Code::Portable => portable::multiply(self.element, a, rows, b, panels, out, stride),
             #[cfg(target_arch = "x86_64")]
             Code::Avx2 => {
                 prefetch(ahead);
                 // SAFETY: this code is chosen on machines with these instructions only; sizes were checked above.
-                unsafe { avx::multiply_avx2(a, rows, b, &mut out.0) }
+                unsafe { avx::multiply_avx2(a, rows, b, out, stride) }
             }
             #[cfg(target_arch = "x86_64")]
             Code::Avx512 => {
                 prefetch(ahead);
                 // SAFETY: as above.
-                unsafe { avx::multiply_avx512(self.element, a, rows, b, panels, &mut out.0) }
+                unsafe { avx::multiply_avx512(self.element, a, rows, b, panels, out, stride) }
             }
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Code::Amx => unsafe { amx::multiply(a, rows, b, panels, ahead, &mut out.0) },
-        }
-        &mut out.0[..rows * panels * LANES]
-    }
-
-    /// Multiplies one tile `a` with all panels of `b`, and gives the results of each group with its first column and the
-    /// length of its rows to `sink`.
-    pub fn multiply_all(
-        &self,
-        a: &[Line],
-        rows: usize,
-        b: &[Line],
-        tile: &mut Tile,
-        mut sink: impl FnMut(usize, &mut [f32], usize),
-    ) {
-        let per_panel = a.len() / rows.max(1) * LANES;
-        for (group, panels) in b.chunks(self.panels * per_panel).enumerate() {
-            let done = self.multiply(a, rows, panels, tile);
-            sink(group * self.panels * LANES, done, panels.len() / per_panel * LANES);
+            Code::Amx => unsafe { amx::multiply(a, rows, b, panels, ahead, out, stride) },
         }
     }
 
@@ -220,14 +219,23 @@ impl Kernel {
             let ahead = b((group + 1) * self.panels, self.panels);
             let share = ahead.len().div_ceil(rows.len().div_ceil(tile_rows).max(1));
             let stride = panels.len() / (lines * LANES).max(1) * LANES;
-            let mut out = Tile::default();
+            // The instructions of a product are few and take long: those that finish the tile before are done beside them.
+            let (out, before) = (&mut Tile::default(), &mut Tile::default());
+            let (mut out, mut before) = (out, before);
+            let mut unfinished = None;
             for (i, first) in rows.clone().step_by(tile_rows).enumerate() {
                 let ahead = ahead.get(i * share..).map_or(&[][..], |rest| &rest[..share.min(rest.len())]);
                 let height = tile_rows.min(rows.end - first);
-                block.fetch(first..first + height);
                 let a = &a[first * lines..][..height * lines];
-                let products = self.multiply_ahead(a, height, panels, ahead, &mut out);
-                finish(first, products, stride, &mut block);
+                self.multiply_ahead(a, height, panels, ahead, &mut out.0, stride);
+                if let Some((first, height)) = unfinished.replace((first, height)) {
+                    finish(first, &mut before.0[..height * stride], stride, &mut block);
+                }
+                block.fetch(first..first + height);
+                std::mem::swap(&mut out, &mut before);
+            }
+            if let Some((first, height)) = unfinished {
+                finish(first, &mut before.0[..height * stride], stride, &mut block);
             }
         });
     }

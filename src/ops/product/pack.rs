@@ -5,6 +5,8 @@ use super::avx;
 #[cfg(target_arch = "x86_64")]
 use crate::device::level::Level;
 use crate::device::packed::{Element, LANES, Line, bf16_bits, put_row};
+use crate::math::exp2_for_bf16;
+use crate::ops::reduce::{max, sum_of};
 use crate::ops::simd::vectorized;
 
 /// Packs `rows` rows into one tile of lines: line l of row r is line `l rows + r` of `tile`. `fill(row, packed)` writes the
@@ -58,6 +60,30 @@ pub fn pack_tile(element: Element, x: &[f32], stride: usize, width: usize, tile:
     let rows = x.len() / stride;
     for (row, x) in x.chunks_exact(stride).enumerate() {
         pack_row(element, &x[..width], RowLines { tile, rows, row });
+    }
+}
+
+/// Packs 2^(scale (x - maximum)) of the first `width` numbers of each of the rows x [R, stride] into a tile of R rows, as pairs of
+/// bf16, and writes the sum of each row to `sums`. What is in `x` is lost.
+#[inline]
+pub fn pack_exponentials(x: &mut [f32], stride: usize, width: usize, scale: f32, tile: &mut [Line], sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if Level::detect().has_bf16() {
+        // SAFETY: the processor has these features.
+        return unsafe { avx::pack_exponentials(x, stride, width, scale, tile, sums) };
+    }
+    let rows = x.len() / stride;
+    for (row, (x, sum)) in x.chunks_exact_mut(stride).zip(sums).enumerate() {
+        *sum = exponentials(&mut x[..width], scale);
+        pack_row(Element::Bf16Pair, &x[..width], RowLines { tile, rows, row });
+    }
+}
+
+vectorized! { plain
+    fn exponentials(x: &mut [f32], scale: f32) -> f32 {
+        let top = scale * max(x);
+        x.iter_mut().for_each(|x| *x = exp2_for_bf16(scale.mul_add(*x, -top)));
+        sum_of(x, |v| v)
     }
 }
 
@@ -128,6 +154,13 @@ pub fn pack_columns(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 
     for (panel, lines) in panels.chunks_exact_mut(per_panel).enumerate().take(n.div_ceil(LANES)) {
         let first = panel * LANES;
         let width = LANES.min(n - first);
+        #[cfg(target_arch = "x86_64")]
+        if element == Element::Bf16Pair && width == LANES && Level::detect().has_bf16() {
+            // SAFETY: the processor has these features.
+            unsafe { avx::pack_pairs(&x[first..], stride, k, lines) };
+            lines[k.div_ceil(2)..].fill(Line::default());
+            continue;
+        }
         pack_panel(element, x, stride, (first, width), k, lines);
     }
 }

@@ -2,8 +2,16 @@
 
 use crate::device::packed::{Element, LANES, Line};
 
-/// out [rows, P 16] = a b; see [`super::Kernel::multiply`].
-pub(super) fn multiply(element: Element, a: &[Line], rows: usize, b: &[Line], panels: usize, out: &mut [f32]) {
+/// out [rows, P 16] = a b, rows `stride` apart; see [`super::Kernel::multiply`].
+pub(super) fn multiply(
+    element: Element,
+    a: &[Line],
+    rows: usize,
+    b: &[Line],
+    panels: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
     let lines = a.len() / rows;
     for row in 0..rows {
         for panel in 0..panels {
@@ -18,7 +26,7 @@ pub(super) fn multiply(element: Element, a: &[Line], rows: usize, b: &[Line], pa
                     }
                 }
             }
-            out[(row * panels + panel) * LANES..][..LANES].copy_from_slice(&sums);
+            out[row * stride + panel * LANES..][..LANES].copy_from_slice(&sums);
         }
     }
 }

@@ -91,3 +91,23 @@ fn trajectories_match(model: &str, golden: &Golden) {
         assert!(error <= 1e-4, "{model}, {name}: {error:.2e}");
     }
 }
+
+/// Images of a small network are shared out among the threads; their bits depend on neither their neighbours nor the threads,
+/// whether there are as many images as threads or fewer.
+#[test]
+fn images_are_the_same_alone_and_shared_out() {
+    let desk = Desk::new();
+    let sample = |out: &str, how: &str| {
+        let what = "--n 3 --class vort,no --cfg-scale 2 --steps 2 --seed 4 --device cpu";
+        desk.ok(&format!("sample {what} {how} --out {out}"));
+        std::fs::read(desk.path(out)).unwrap()
+    };
+    let apart = sample("apart.npy", "--batch 3 --threads 2");
+    for (out, how) in [
+        ("together.npy", "--batch 3 --threads 64"),
+        ("one.npy", "--batch 3 --threads 1"),
+        ("alone.npy", "--batch 1 --threads 2"),
+    ] {
+        assert!(sample(out, how) == apart, "{how}");
+    }
+}
