@@ -411,6 +411,7 @@ impl Tensor {
             }
             (Buffer::F64(v), _) => Ok(v.iter().map(|&x| x as f32).collect()),
             (Buffer::Packed(p), _) => Ok(p.unpack()),
+            (Buffer::Rows(p), _) => Ok(p.unpack()),
             (Buffer::Cuda(buffer), Device::Cuda(cuda)) => match self.dtype {
                 DType::F32 => {
                     let mut out: Vec<f32> = host_zeros(self.len())?;

@@ -144,6 +144,33 @@ impl PackedRows {
         &mut self.lines
     }
 
+    /// `count` lines from `line` on of each row of the tile that begins with row `first`.
+    pub fn tile(&self, first: usize, line: usize, count: usize) -> &[Line] {
+        let rows = self.tile_rows.min(self.rows - first);
+        &self.lines[first * self.element.lines(self.columns)..][line * rows..(line + count) * rows]
+    }
+
+    /// Line `line` of row `row`.
+    #[inline(always)]
+    pub fn line(&self, row: usize, line: usize) -> &Line {
+        let first = row - row % self.tile_rows;
+        &self.tile(first, line, 1)[row - first]
+    }
+
+    /// All numbers, row by row.
+    pub fn unpack(&self) -> Vec<f32> {
+        let per_word = self.element.per_word();
+        let number = |row: usize, column: usize| {
+            let word = self.line(row, column / (LANES * per_word)).0[column / per_word % LANES];
+            match self.element {
+                Element::F32 => f32::from_bits(word),
+                Element::Bf16Pair if column % 2 == 0 => f32::from_bits(word << 16),
+                Element::Bf16Pair => f32::from_bits(word & 0xffff_0000),
+            }
+        };
+        (0..self.rows).flat_map(|row| (0..self.columns).map(move |column| number(row, column))).collect()
+    }
+
     /// What the words hold.
     pub fn element(&self) -> Element {
         self.element

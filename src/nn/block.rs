@@ -7,7 +7,7 @@ use super::norm::{Layers, Modulated, NormLinear, Normed};
 use super::params::{Loader, ParamSpec, linear_specs};
 use crate::device::Device;
 use crate::error::Result;
-use crate::ops::attention::{Heads, attended, attention, attention_unfused};
+use crate::ops::attention::{Heads, around_attention, attention, attention_unfused};
 use crate::ops::linear::{Activation, Operands, Residual, Workspace, WorkspaceSize, between, linear, workspace_dtype};
 use crate::ops::{Columns, Select};
 use crate::tensor::{DType, Tensor};
@@ -67,11 +67,11 @@ impl BlockActs {
         let scores = || Tensor::zeros(device, workspace_dtype(dtype), &[batch, config.heads, tokens, tokens]);
         let scores = (layers == Layers::Unfused).then(scores).transpose()?;
         let hidden = between(device, dtype, &[batch, tokens, config.hidden])?;
-        let h = match scores {
-            None => attended(device, dtype, [batch, tokens, d], config.heads)?,
-            Some(_) => Tensor::zeros(device, dtype, &[batch, tokens, d])?,
+        let around = |parts: usize| match scores {
+            None => around_attention(device, dtype, [batch, tokens, parts * d], parts * config.heads),
+            Some(_) => Tensor::zeros(device, dtype, &[batch, tokens, parts * d]),
         };
-        let qkv = Tensor::zeros(device, dtype, &[batch, tokens, 3 * d])?;
+        let (h, qkv) = (around(1)?, around(3)?);
         Ok(Self { normed, h, qkv, hidden, scores })
     }
 }

@@ -3,6 +3,7 @@
 //! The CUDA kernel keeps a running maximum and sum over tiles of keys (FlashAttention-2, Dao, arXiv 2307.08691).
 
 mod cpu;
+mod packed;
 mod unfused;
 
 use super::linear::between;
@@ -64,8 +65,8 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
         Device::Cpu(device) => {
             let dtype = out.dtype();
             match dtype.packing(device) {
-                Some(element) => cpu::packed(&Kernel::new(device, element), q, k, v, heads, out)?,
-                None => with_real!(dtype, T => cpu::plain::<T>(q, k, v, heads, out))?,
+                Some(element) => packed::attention(&Kernel::new(device, element), q, k, v, heads, out)?,
+                None => with_real!(dtype, T => cpu::attention::<T>(q, k, v, heads, out))?,
             }
             if dtype.rounds_on(device) { round(out) } else { Ok(()) }
         }
@@ -73,18 +74,18 @@ pub fn attention(device: &Device, q: Heads, k: Heads, v: Heads, heads: usize, ou
     }
 }
 
-/// Zeros [B, T, D] for what [`attention`] or one [`linear`](crate::ops::linear::linear) writes and another `linear` reads:
-/// [`between`], where the heads fill whole lines of it.
+/// Zeros [B, T, NH HD] for queries, keys and values out of one product, or for what [`attention`] hands on to another:
+/// [`between`], where heads fill whole lines of it and tiles of rows belong to one image.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`].
-pub fn attended(device: &Device, dtype: DType, shape: [usize; 3], heads: usize) -> Result<Tensor> {
+pub fn around_attention(device: &Device, dtype: DType, shape: [usize; 3], heads: usize) -> Result<Tensor> {
     let packing = match device {
         Device::Cpu(cpu) => dtype.packing(cpu).map(|element| Kernel::new(cpu, element)),
         Device::Cuda(_) => None,
     };
     match packing {
-        Some(kernel) if cpu::can_pack(&kernel, shape, heads) => between(device, dtype, &shape),
+        Some(kernel) if packed::can_pack(&kernel, shape, heads) => between(device, dtype, &shape),
         _ => Tensor::zeros(device, dtype, &shape),
     }
 }

@@ -287,41 +287,50 @@ pub(super) fn pack_pairs(x: &[f32], stride: usize, k: usize, lines: &mut [Line])
     }
 }
 
-/// Turns `blocks`, the lines of up to 16 rows, each `lines` long, into the steps of a panel of 16 columns: word s of line l of
-/// row c becomes word c of line `16 l + s` of the panel. Missing rows become zero.
-///
-/// # Panics
-/// If `panel` is shorter than `16 lines`.
+/// Word s of row r becomes word r of step s.
 #[target_feature(enable = "avx512f")]
-pub(super) fn turn_lines(rows: &[Line], lines: usize, panel: &mut [Line]) {
-    for (line, panel) in panel[..LANES * lines].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let row = |row: usize| rows.get(row * lines + line).copied().unwrap_or_default().0;
-        // SAFETY: an array of 16 words is a vector of them.
-        let v: [__m512i; LANES] = std::array::from_fn(|r| unsafe { std::mem::transmute(row(r)) });
-        // Pairs of words, then of pairs, within quarters; then the quarters.
-        let pairs: [__m512i; LANES] = std::array::from_fn(|i| {
-            let (a, b) = (v[i / 2 * 2], v[i / 2 * 2 + 1]);
-            if i % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
-        });
-        let fours: [__m512i; LANES] = std::array::from_fn(|i| {
-            let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
-            if i % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
-        });
-        // fours[4 g + s], quarter q: word `4 q + s` of rows 4 g to 4 g + 3.
-        for s in 0..4 {
-            let [a, b, c, d] = [fours[s], fours[4 + s], fours[8 + s], fours[12 + s]];
-            let (even, odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-            let (even_2, odd_2) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
-            let quarters = [
-                _mm512_shuffle_i32x4::<0x88>(even, even_2),
-                _mm512_shuffle_i32x4::<0x88>(odd, odd_2),
-                _mm512_shuffle_i32x4::<0xdd>(even, even_2),
-                _mm512_shuffle_i32x4::<0xdd>(odd, odd_2),
-            ];
-            for (q, words) in quarters.into_iter().enumerate() {
-                // SAFETY: as above.
-                panel[4 * q + s].0 = unsafe { std::mem::transmute::<__m512i, [u32; LANES]>(words) };
-            }
+pub(super) fn turn(rows: &[Line; LANES], steps: &mut [Line; LANES]) {
+    // SAFETY: an array of 16 words is a vector of them.
+    let v: [__m512i; LANES] = std::array::from_fn(|r| unsafe { std::mem::transmute(rows[r].0) });
+    // Pairs of words, then of pairs, within quarters; then the quarters.
+    let pairs: [__m512i; LANES] = std::array::from_fn(|i| {
+        let (a, b) = (v[i / 2 * 2], v[i / 2 * 2 + 1]);
+        if i % 2 == 0 { _mm512_unpacklo_epi32(a, b) } else { _mm512_unpackhi_epi32(a, b) }
+    });
+    let fours: [__m512i; LANES] = std::array::from_fn(|i| {
+        let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
+        if i % 2 == 0 { _mm512_unpacklo_epi64(a, b) } else { _mm512_unpackhi_epi64(a, b) }
+    });
+    // fours[4 g + s], quarter q: word `4 q + s` of rows 4 g to 4 g + 3.
+    for s in 0..4 {
+        let [a, b, c, d] = [fours[s], fours[4 + s], fours[8 + s], fours[12 + s]];
+        let (even, odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+        let (even_2, odd_2) = (_mm512_shuffle_i32x4::<0x88>(c, d), _mm512_shuffle_i32x4::<0xdd>(c, d));
+        let quarters = [
+            _mm512_shuffle_i32x4::<0x88>(even, even_2),
+            _mm512_shuffle_i32x4::<0x88>(odd, odd_2),
+            _mm512_shuffle_i32x4::<0xdd>(even, even_2),
+            _mm512_shuffle_i32x4::<0xdd>(odd, odd_2),
+        ];
+        for (q, words) in quarters.into_iter().enumerate() {
+            // SAFETY: as above.
+            steps[4 * q + s].0 = unsafe { std::mem::transmute::<__m512i, [u32; LANES]>(words) };
         }
+    }
+}
+
+/// See [`super::panels`]: pairs of the numbers of two rows, the first 16 and the last 16 of 32 columns.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn pair(lower: &Line, upper: &Line, to: (&mut Line, &mut Line)) {
+    // The lower row's number and the upper row's, by turns.
+    let turns = |first: usize| -> [u16; 2 * LANES] {
+        std::array::from_fn(|i| (first + i / 2 + i % 2 * 2 * LANES) as u16)
+    };
+    // SAFETY: 16 words, and 32 numbers of 16 bits, are a vector.
+    unsafe {
+        let [a, b] = [lower.0, upper.0].map(|row| std::mem::transmute::<[u32; LANES], __m512i>(row));
+        let [left, right] = [turns(0), turns(LANES)].map(|turns| std::mem::transmute::<[u16; 2 * LANES], __m512i>(turns));
+        to.0.0 = std::mem::transmute::<__m512i, [u32; LANES]>(_mm512_permutex2var_epi16(a, left, b));
+        to.1.0 = std::mem::transmute::<__m512i, [u32; LANES]>(_mm512_permutex2var_epi16(a, right, b));
     }
 }

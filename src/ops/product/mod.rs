@@ -12,6 +12,7 @@ mod avx;
 mod blocks;
 pub mod ceilings;
 mod pack;
+mod panels;
 mod portable;
 mod store;
 
@@ -27,6 +28,7 @@ pub use blocks::{Block, Destination, PackedBlock, cut, cut_packed};
 pub use pack::{
     RowLines, pack_columns, pack_columns_as_rows, pack_exponentials, pack_row, pack_row_panels, pack_rows_of, pack_tile,
 };
+pub use panels::{panels_of_columns, panels_of_rows};
 pub use store::{add_tile, put_tile};
 
 /// Most numbers of a tile: 32 rows by two panels.

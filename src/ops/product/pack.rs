@@ -137,8 +137,11 @@ pub fn pack_row_panels(element: Element, x: &[f32], stride: usize, [n, k]: [usiz
             for (i, to) in packed.chunks_exact_mut(lines).take(rows).enumerate() {
                 pack_row(element, row(i), RowLines { tile: to, rows: 1, row: 0 });
             }
-            // SAFETY: the processor has the feature.
-            unsafe { avx::turn_lines(&packed[..rows * lines], lines, panel) };
+            for (line, panel) in panel.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let row = |row: usize| if row < rows { packed[row * lines + line] } else { Line::default() };
+                // SAFETY: the processor has the feature.
+                unsafe { avx::turn(&std::array::from_fn(row), panel) };
+            }
             continue;
         }
         (0..rows).for_each(|i| put_row(element, row(i), panel, i));
