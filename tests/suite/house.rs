@@ -120,6 +120,7 @@ fn unsafe_code_stays_at_the_edges() {
         "src/ops/product/blocks.rs",
         "src/ops/product/mod.rs",
         "src/ops/product/pack.rs",
+        "src/ops/product/panels.rs",
         "src/ops/simd.rs",
         "src/rng.rs",
     ];

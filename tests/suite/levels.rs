@@ -4,7 +4,7 @@ use arclet::device::Device;
 use arclet::device::cpu::Cpu;
 use arclet::device::level::Level;
 use arclet::ops::Columns;
-use arclet::ops::attention::{Heads, attention};
+use arclet::ops::attention::{Heads, around_attention, attention};
 use arclet::ops::layernorm::{Affine, layernorm};
 use arclet::ops::linear::{Activation, Operands, Residual, RowNorm, Workspace, between, linear, workspace_size};
 use arclet::tensor::{DType, Tensor};
@@ -138,6 +138,50 @@ fn activations_between_products_are_those_of_a_tensor() {
                 let error = relative_error(&packed, &plain);
                 let bound = if dtype == DType::BF16 && level.has_bf16() { 2f64.powi(-10) } else { 0.0 };
                 assert!(error <= bound, "{shape:?} {} {dtype}: {error:.2e}", level.name());
+            }
+        }
+    }
+}
+
+/// Two products with an attention between them, on rows in the layout of the products or in tensors.
+fn attend_between(
+    device: &Device,
+    dtype: DType,
+    [images, tokens, heads, head_dim]: [usize; 4],
+    packed: bool,
+) -> Vec<f32> {
+    let (d, k) = (heads * head_dim, 24);
+    let x = Tensor::from_f32(device, dtype, &[images, tokens, k], &values(images * tokens * k, 1)).unwrap();
+    let w1 = Tensor::matrix(device, dtype, [3 * d, k], &values(3 * d * k, 2)).unwrap();
+    let w2 = Tensor::matrix(device, dtype, [k, d], &values(k * d, 3)).unwrap();
+    let sizes = [(3 * d, k), (k, d)].map(|(n, k)| workspace_size(device, dtype, images, tokens, n, k));
+    let mut space = Workspace::new(device, dtype, sizes[0].max(sizes[1])).unwrap();
+    let around = |parts: usize| match packed {
+        true => around_attention(device, dtype, [images, tokens, parts * d], parts * heads),
+        false => Tensor::zeros(device, dtype, &[images, tokens, parts * d]),
+    };
+    let (mut qkv, mut h) = (around(3).unwrap(), around(1).unwrap());
+    let mut y = Tensor::zeros(device, dtype, &[images, tokens, k]).unwrap();
+    for _ in 0..2 {
+        device.run(|| linear(device, Operands::new(&x, &w1), &mut qkv, None, &mut space)).unwrap();
+        let part = |i: usize| Heads { tensor: &qkv, offset: i * d };
+        device.run(|| attention(device, part(0), part(1), part(2), heads, &mut h)).unwrap();
+        device.run(|| linear(device, Operands::new(&h, &w2), &mut y, None, &mut space)).unwrap();
+    }
+    y.to_f32(device).unwrap()
+}
+
+/// Tokens that fill tiles and panels and that do not, images whose tiles are shared, heads that end within a line.
+#[test]
+fn attention_between_products_is_that_of_tensors() {
+    for level in Level::ALL {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            for shape in
+                [[1, 1, 1, 32], [1, 37, 3, 64], [1, 197, 2, 32], [2, 64, 2, 32], [3, 37, 2, 32], [2, 64, 3, 24]]
+            {
+                let device = cpu_at(level);
+                let [packed, plain] = [true, false].map(|packed| attend_between(&device, dtype, shape, packed));
+                assert!(packed == plain, "{shape:?} {} {dtype}", level.name());
             }
         }
     }

@@ -61,9 +61,6 @@ pub(super) fn release() {
     }
 }
 
-/// Lines of a row from which on the next ones are fetched: fewer stay in the first-level cache from group to group.
-const FETCH_LINES: usize = 12;
-
 /// out [rows, P 16] = a b, rows `stride` apart; see [`super::Kernel::multiply_ahead`].
 ///
 /// # Safety
@@ -113,17 +110,6 @@ pub(super) unsafe fn multiply(
             "4:",
             "dec {lines}",
             "jz 6f",
-            // Rows of the next step but one come into the first-level cache while these are multiplied.
-            "lea {i}, [{a0} + {step}*2]",
-            "lea {end}, [{i} + {fetch}]",
-            "5:",
-            "prefetcht0 [{i}]",
-            "prefetcht0 [{i} + 64]",
-            "prefetcht0 [{i} + 128]",
-            "prefetcht0 [{i} + 192]",
-            "add {i}, 256",
-            "cmp {i}, {end}",
-            "jb 5b",
             "add {a0}, {step}",
             "add {a1}, {step}",
             "add {b0}, 1024",
@@ -160,13 +146,11 @@ pub(super) unsafe fn multiply(
             b1 = inout(reg) b1 => _,
             stride = inout(reg) size_of::<Line>() => _,
             step = in(reg) rows * size_of::<Line>(),
-            fetch = in(reg) if lines < FETCH_LINES { 0 } else { rows * size_of::<Line>() },
             lines = inout(reg) lines => _,
             // Spread over the steps: all at once they would wait for each other, and the tiles for them.
             each = in(reg) ahead.len().div_ceil(lines),
             ahead = inout(reg) ahead.as_ptr() => _,
             i = out(reg) _,
-            end = out(reg) _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

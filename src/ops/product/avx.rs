@@ -323,13 +323,13 @@ pub(super) fn turn(rows: &[Line; LANES], steps: &mut [Line; LANES]) {
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn pair(lower: &Line, upper: &Line, to: (&mut Line, &mut Line)) {
     // The lower row's number and the upper row's, by turns.
-    let turns = |first: usize| -> [u16; 2 * LANES] {
-        std::array::from_fn(|i| (first + i / 2 + i % 2 * 2 * LANES) as u16)
-    };
+    let turns =
+        |first: usize| -> [u16; 2 * LANES] { std::array::from_fn(|i| (first + i / 2 + i % 2 * 2 * LANES) as u16) };
     // SAFETY: 16 words, and 32 numbers of 16 bits, are a vector.
     unsafe {
         let [a, b] = [lower.0, upper.0].map(|row| std::mem::transmute::<[u32; LANES], __m512i>(row));
-        let [left, right] = [turns(0), turns(LANES)].map(|turns| std::mem::transmute::<[u16; 2 * LANES], __m512i>(turns));
+        let [left, right] =
+            [turns(0), turns(LANES)].map(|turns| std::mem::transmute::<[u16; 2 * LANES], __m512i>(turns));
         to.0.0 = std::mem::transmute::<__m512i, [u32; LANES]>(_mm512_permutex2var_epi16(a, left, b));
         to.1.0 = std::mem::transmute::<__m512i, [u32; LANES]>(_mm512_permutex2var_epi16(a, right, b));
     }
