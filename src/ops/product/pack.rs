@@ -164,7 +164,22 @@ pub fn pack_columns(element: Element, x: &[f32], stride: usize, [n, k]: [usize; 
             lines[k.div_ceil(2)..].fill(Line::default());
             continue;
         }
-        pack_panel(element, x, stride, (first, width), k, lines);
+        match element {
+            Element::F32 if width == LANES => pack_whole_panel(&x[first..], stride, k, lines),
+            _ => pack_panel(element, x, stride, (first, width), k, lines),
+        }
+    }
+}
+
+vectorized! { plain
+    /// Rows of 16 numbers, `stride` apart.
+    fn pack_whole_panel(x: &[f32], stride: usize, k: usize, lines: &mut [Line]) {
+        let (filled, rest) = lines.split_at_mut(k);
+        for (x, line) in x.chunks(stride).zip(filled) {
+            // One load: a closure that picks numbers would not become one.
+            *line = bytemuck::cast(*x.first_chunk::<LANES>().expect("16 numbers of a row"));
+        }
+        rest.fill(Line::default());
     }
 }
 
@@ -209,7 +224,33 @@ pub fn pack_columns_as_rows(
     tile_rows: usize,
     tiles: &mut [Line],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if Level::detect() >= Level::Avx512 {
+        return turn_panels(element, x, stride, [m, k], tile_rows, tiles);
+    }
     turn(element, x, stride, (m, k), tile_rows, tiles);
+}
+
+/// [`pack_columns_as_rows`] by panels of 16 columns and one line of steps, turned in registers.
+#[cfg(target_arch = "x86_64")]
+fn turn_panels(element: Element, x: &[f32], stride: usize, [m, k]: [usize; 2], tile_rows: usize, tiles: &mut [Line]) {
+    let (lines, depth) = (element.lines(k), LANES * element.per_word());
+    let [mut steps, mut rows] = [[Line::default(); LANES]; 2];
+    // Line by line: of a few rows of the matrix every column, while they are in the cache.
+    for line in 0..lines {
+        let (start, depth) = (line * depth, depth.min(k - line * depth));
+        for first in (0..m).step_by(LANES) {
+            let width = LANES.min(m - first);
+            pack_columns(element, &x[start * stride + first..], stride, [width, depth], &mut steps);
+            // SAFETY: the caller has seen that the processor has the feature.
+            unsafe { avx::turn(&steps, &mut rows) };
+            for (column, row) in (first..first + width).zip(&rows) {
+                let tile = column / tile_rows * tile_rows;
+                let height = tile_rows.min(m - tile);
+                tiles[tile * lines + line * height + column - tile] = *row;
+            }
+        }
+    }
 }
 
 vectorized! { plain
