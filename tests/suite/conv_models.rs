@@ -108,8 +108,9 @@ fn a_flow_unetpp_follows_the_golden_trajectory() {
     }
 }
 
-/// Writes the small U-Net++ as `w.safetensors`, with the notebooks' names, and the noise of its golden as `x.npy`.
-pub fn write_small_unetpp(desk: &Desk) {
+/// Writes the small U-Net++ as `w.safetensors`, with the notebooks' names, for images of `side` pixels a side, and two such of noise
+/// as `x.npy`: at 64 the golden's.
+pub fn write_small_unetpp(desk: &Desk, side: usize) {
     let source = small_unetpp();
     let named = specs(&source.0).into_iter().map(|spec| {
         let prefix = if spec.name.starts_with("time_") { "unet." } else { "unet.unet." };
@@ -117,16 +118,16 @@ pub fn write_small_unetpp(desk: &Desk) {
     });
     let named: Vec<_> = named.collect();
     let tensors = named.iter().map(|(name, values, shape)| TensorBytes::from_f32(&**name, shape, values));
-    let metadata = [("config".to_string(), json!({ "image_size": 64 }).to_string())].into_iter().collect();
+    let metadata = [("config".to_string(), json!({ "image_size": side }).to_string())].into_iter().collect();
     write_safetensors(desk.path("w.safetensors"), tensors, &metadata).unwrap();
-    write_npy_f32(desk.path("x.npy"), &[2, 1, 64, 64], &input("x", 2 * 64 * 64)).unwrap();
+    write_npy_f32(desk.path("x.npy"), &[2, 1, side, side], &input("x", 2 * side * side)).unwrap();
 }
 
 /// A checkpoint as the command line meets it.
 #[test]
 fn an_imported_unetpp_is_sampled_by_the_command_line() {
     let (golden, desk) = (Golden::open("g_conv_hash/unetpp_flow.safetensors"), Desk::new());
-    write_small_unetpp(&desk);
+    write_small_unetpp(&desk, 64);
     desk.ok("convert w.safetensors ours");
     for model in ["w.safetensors", "ours"] {
         let end = desk.ok(&format!(

@@ -183,7 +183,7 @@ fn the_program_samples_on_a_gpu_as_on_the_cpu() {
 #[test]
 fn an_imported_unetpp_is_sampled_on_a_gpu() {
     let (golden, desk) = (Golden::open("g_conv_hash/unetpp_flow.safetensors"), Desk::new());
-    write_small_unetpp(&desk);
+    write_small_unetpp(&desk, 64);
     write_npy_f32(desk.path("first.npy"), &[1, 1, 64, 64], &desk.images("x.npy").1[..64 * 64]).unwrap();
     let flags = "--noise first.npy --steps 10 --no-clamp --quiet --device cuda --dtype f32 --out images.npy";
     let end = on_gpu(&desk, &format!("sample --model w.safetensors {flags}"));
