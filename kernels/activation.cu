@@ -5,7 +5,11 @@
 //   activation_gate_bwd_<dtype>  dgate[b] = sum_t act(a) dy
 //   a, residual, y, dy, da: [images, rows_per_image, dim]; gate, dgate: [images, dim]; residual and gate: null means 0 and 1
 //
-// PRECOND activation_fwd, activation_bwd: block 256, any 1-D grid (grid-stride loops).
+//   geglu_fwd_<dtype>            y = value gelu(gate) with the halves of a row of x (Shazeer, arXiv 2002.05202), GELU (erf)
+//   geglu_bwd_<dtype>            dvalue = gelu(gate) dy, dgate = value gelu'(gate) dy
+//   x, dx: [rows, 2 dim], values in front of gates; y, dy: [rows, dim]
+//
+// PRECOND activation_fwd, activation_bwd, geglu_*: block 256, any 1-D grid (grid-stride loops).
 // PRECOND activation_gate_bwd: grid (ceil(dim/32), images), block 256.
 #include "columns.cuh"
 
@@ -14,6 +18,11 @@ struct ActivationSpec {
   int act;
 };
 SPEC_LAYOUT(ActivationSpec, images, rows_per_image, dim, act)
+
+struct GegluSpec {
+  int rows, dim;
+};
+SPEC_LAYOUT(GegluSpec, rows, dim)
 
 namespace {
 
@@ -74,6 +83,27 @@ __device__ __forceinline__ void gate_backward(const T* __restrict__ a, const T* 
   if (mine) dgate[static_cast<size_t>(blockIdx.y) * s.dim + blockIdx.x * 32 + threadIdx.x] = dev::from_f32<T>(sum[0]);
 }
 
+template <class T> __device__ __forceinline__ void geglu(const T* __restrict__ x, T* __restrict__ y, const GegluSpec& s) {
+  dev::grid_begin();
+  const size_t n = static_cast<size_t>(s.rows) * s.dim;
+  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
+    const T* value = x + i / s.dim * s.dim + i;  // row i / dim, column i % dim
+    y[i] = dev::from_f32<T>(dev::to_f32(value[0]) * dev::gelu_erf(dev::to_f32(value[s.dim])));
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void geglu_backward(const T* __restrict__ x, const T* __restrict__ dy, T* __restrict__ dx, const GegluSpec& s) {
+  dev::grid_begin();
+  const size_t n = static_cast<size_t>(s.rows) * s.dim;
+  for (size_t i = dev::first_index(); i < n; i += dev::index_stride()) {
+    const size_t at = i / s.dim * s.dim + i;
+    const float value = dev::to_f32(x[at]), gate = dev::to_f32(x[at + s.dim]), d = dev::to_f32(dy[i]);
+    dx[at] = dev::from_f32<T>(dev::gelu_erf(gate) * d);
+    dx[at + s.dim] = dev::from_f32<T>(value * slope(1, gate) * d);
+  }
+}
+
 }  // namespace
 
 #define ACTIVATION_EXPORTS(T, dtype)                                                                                        \
@@ -85,7 +115,12 @@ __device__ __forceinline__ void gate_backward(const T* __restrict__ a, const T* 
   KERNEL_EXPORT(activation_bwd_##dtype)                                                                                     \
   KERNEL(__launch_bounds__(256) activation_gate_bwd_##dtype)                                                                \
   (const T* a, const T* dy, T* dgate, ActivationSpec s) { gate_backward(a, dy, dgate, s); }                                 \
-  KERNEL_EXPORT(activation_gate_bwd_##dtype)
+  KERNEL_EXPORT(activation_gate_bwd_##dtype)                                                                                \
+  KERNEL(__launch_bounds__(256) geglu_fwd_##dtype)(const T* x, T* y, GegluSpec s) { geglu(x, y, s); }                       \
+  KERNEL_EXPORT(geglu_fwd_##dtype)                                                                                          \
+  KERNEL(__launch_bounds__(256) geglu_bwd_##dtype)                                                                          \
+  (const T* x, const T* dy, T* dx, GegluSpec s) { geglu_backward(x, dy, dx, s); }                                           \
+  KERNEL_EXPORT(geglu_bwd_##dtype)
 
 ACTIVATION_EXPORTS(float, f32)
 ACTIVATION_EXPORTS(__half, f16)

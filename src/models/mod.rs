@@ -33,13 +33,11 @@ use crate::nn::Tap;
 use crate::nn::norm::Layers;
 use crate::nn::params::{Loader, ParamSpec, WeightSource};
 use crate::ops::Select;
+use crate::ops::attention::MIN_GPU_HEAD;
 use crate::tensor::{DType, Tensor};
 use config::{ModelConfig, NetworkConfig};
 use smp::forward::{FlowUnet, FlowUnetActs, FlowUnetConditions};
 use unet2d::forward::{Unet2d, Unet2dActs, Unet2dConditions};
-
-/// Channels of the narrowest head that the attention kernels take.
-const MIN_GPU_HEAD: usize = 32;
 
 /// The parameters of the architecture that `config` describes, under our names.
 pub fn specs(config: &ModelConfig) -> Vec<ParamSpec> {
@@ -277,7 +275,7 @@ impl Model {
     }
 }
 
-/// Why a GPU cannot run the model yet.
+/// Why a GPU cannot run the model.
 fn gpu_problem(config: &ModelConfig) -> Option<String> {
     match &config.network {
         NetworkConfig::FlowVit(t) | NetworkConfig::Dit(t) => {
@@ -285,7 +283,7 @@ fn gpu_problem(config: &ModelConfig) -> Option<String> {
             let narrow = head < MIN_GPU_HEAD;
             narrow.then(|| format!("heads of {head} channels, {MIN_GPU_HEAD} to 128 expected on a GPU"))
         }
-        _ => Some("found a convolutional network, whose kernels for GPUs do not exist yet".into()),
+        _ => None,
     }
 }
 

@@ -201,7 +201,7 @@ vectorized! {
 
 /// (x Phi(x))' = Phi(x) + x phi(x).
 #[inline(always)]
-fn gelu_slope<T: Real>(x: T) -> T {
+pub(super) fn gelu_slope<T: Real>(x: T) -> T {
     let (one, half) = (T::from_f64(1.0), T::from_f64(0.5));
     let inverse_root_two_pi = T::from_f64(0.398_942_280_401_432_7);
     let below = half * (one + (x * T::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf());

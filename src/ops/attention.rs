@@ -48,6 +48,8 @@ impl Heads<'_> {
     }
 }
 
+/// Channels of the narrowest head that the kernels take.
+pub const MIN_GPU_HEAD: usize = 32;
 /// Queries per block of the f32 kernel.
 const F32_QUERIES: usize = 32;
 /// Queries per block of the tensor-core kernel.
@@ -118,8 +120,10 @@ fn check(q: Heads, k: Heads, v: Heads, heads: usize, out: &Tensor) -> Result<usi
 
 /// Refuses what the kernels cannot read.
 fn check_gpu(operands: [Heads; 3], head_dim: usize) -> Result<()> {
-    if head_dim < 32 {
-        return Err(Error::Runtime(format!("attention on a GPU: head size {head_dim}, 32 to 128 expected")));
+    if head_dim < MIN_GPU_HEAD {
+        return Err(Error::Runtime(format!(
+            "attention on a GPU: head size {head_dim}, {MIN_GPU_HEAD} to 128 expected"
+        )));
     }
     if let Some(x) = operands.iter().find(|x| x.offset % 8 != 0 || x.stride() % 8 != 0) {
         let (offset, stride) = (x.offset, x.stride());

@@ -72,7 +72,8 @@ pub(crate) use spec;
 pub fn spec_layouts() -> Vec<SpecLayout> {
     let mut all = vec![linear::LAYOUT, attention::LAYOUT, layernorm::LAYOUT, patch::LAYOUT, noise::LAYOUT];
     all.push(attention::UNFUSED_LAYOUT);
-    all.extend([activation::LAYOUT, conv::LAYOUT, dropout::LAYOUT, fold::LAYOUT, loss::LAYOUT, parts::LAYOUT]);
+    all.extend([activation::LAYOUT, geglu::LAYOUT, conv::LAYOUT, dropout::LAYOUT]);
+    all.extend([fold::LAYOUT, loss::LAYOUT, parts::LAYOUT]);
     all.extend(optimizer::LAYOUTS);
     all.extend([groupnorm::LAYOUT, batchnorm::LAYOUT, grn::LAYOUT]);
     all.extend([pool::LAYOUT, upsample::LAYOUT, concat::LAYOUT, layout::LAYOUT]);

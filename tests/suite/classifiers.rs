@@ -59,12 +59,12 @@ fn full_size(
     assert!(ours <= 2.0 * yardstick);
 }
 
-fn resnet(source: &Hashed, device: &Device, dtype: DType) -> ResNet {
+pub fn resnet(source: &Hashed, device: &Device, dtype: DType) -> ResNet {
     let NetworkConfig::ResNet(resnet) = &source.0.network else { panic!("another network") };
     ResNet::load(&source.0, resnet, source, device, dtype).unwrap()
 }
 
-fn convnextv2(source: &Hashed, device: &Device, dtype: DType) -> ConvNextV2 {
+pub fn convnextv2(source: &Hashed, device: &Device, dtype: DType) -> ConvNextV2 {
     let NetworkConfig::ConvNextV2(convnext) = &source.0.network else { panic!("another network") };
     ConvNextV2::load(&source.0, convnext, source, device, dtype).unwrap()
 }
@@ -91,12 +91,12 @@ fn a_full_size_convnextv2_matches_pytorch() {
 }
 
 /// Two images whose sides the network does not halve evenly.
-fn uneven() -> Tensor {
-    Tensor::from_f32(&cpu(), DType::F32, &[2, 3, 70, 93], &input("x", 2 * 3 * 70 * 93)).unwrap()
+pub fn uneven(device: &Device) -> Tensor {
+    Tensor::from_f32(device, DType::F32, &[2, 3, 70, 93], &input("x", 2 * 3 * 70 * 93)).unwrap()
 }
 
 /// The pixels of features [B, H, W, C] as PyTorch has them, [B, C, H, W].
-fn channels_first(features: &Tensor, device: &Device) -> Vec<f32> {
+pub fn channels_first(features: &Tensor, device: &Device) -> Vec<f32> {
     let [batch, height, width, c] = [0, 1, 2, 3].map(|axis| features.dim(axis));
     let (values, pixels) = (features.to_f32(device).unwrap(), height * width);
     let at = |i: usize| (i / (c * pixels) * pixels + i % pixels) * c + i / pixels % c;
@@ -112,7 +112,7 @@ fn close(golden: &Golden, name: &str, got: &[f32]) {
 #[test]
 fn features_of_a_convnextv2_match_pytorch() {
     let golden = Golden::open("g_conv_hash/convnextv2.safetensors");
-    let (source, device, x) = (Hashed(Table::open("a6_convnextv2").read()), cpu(), uneven());
+    let (source, device, x) = (Hashed(Table::open("a6_convnextv2").read()), cpu(), uneven(&cpu()));
     let convnext = convnextv2(&source, &device, DType::F32);
     let features = device.run(|| convnext.features(&x, &mut no_tap)).unwrap();
     assert_eq!(features.shape(), [2, 2, 2, 64]);
@@ -126,6 +126,26 @@ fn features_of_a_convnextv2_match_pytorch() {
     }
     let convnext = convnextv2(&trunk, &device, DType::F32);
     let averaged = device.run(|| convnext.logits(&x, &mut no_tap)).unwrap();
+    close(&golden, "out.pre_logits", &averaged.to_f32(&device).unwrap());
+}
+
+#[test]
+fn features_of_a_resnet_match_pytorch() {
+    let golden = Golden::open("g_conv_hash/resnet.safetensors");
+    let (mut source, device, x) = (Hashed(Table::open("a7_resnet").read()), cpu(), uneven(&cpu()));
+    let mut features = Vec::new();
+    let mut tap = |name: &str, t: &Tensor| {
+        if name == "enc5" {
+            features = channels_first(t, &device);
+        }
+    };
+    let logits = device.run(|| resnet(&source, &device, DType::F32).logits(&x, &mut tap)).unwrap();
+    close(&golden, "out.features", &features);
+    close(&golden, "out.logits", &logits.to_f32(&device).unwrap());
+    if let NetworkConfig::ResNet(resnet) = &mut source.0.network {
+        resnet.head_size = 0;
+    }
+    let averaged = device.run(|| resnet(&source, &device, DType::F32).logits(&x, &mut no_tap)).unwrap();
     close(&golden, "out.pre_logits", &averaged.to_f32(&device).unwrap());
 }
 

@@ -4,6 +4,7 @@
 mod classifiers;
 mod cli;
 mod common;
+mod conv_gpu;
 mod conv_models;
 mod data;
 mod device;

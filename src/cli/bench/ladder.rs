@@ -3,6 +3,7 @@
 use arclet::device::Device;
 use arclet::device::cuda::Cuda;
 use arclet::error::{Error, Result};
+use arclet::models::config::NetworkConfig;
 use arclet::nn::norm::Layers;
 use arclet::tensor::DType;
 
@@ -44,16 +45,22 @@ const RUNGS: [Rung; 7] = [
 ];
 
 impl Way {
-    /// Makes `cuda` launch this way, as far as it can, and returns what that is.
-    fn set(self, cuda: &Cuda) -> Self {
+    /// Makes `cuda` launch this way, as far as it can, and returns what of it makes a difference: only a transformer has layers to
+    /// fuse and products for Hopper's tiles.
+    fn set(self, cuda: &Cuda, transformer: bool) -> Self {
         cuda.set_hopper_tiles(self.hopper_tiles);
         cuda.set_dependent_launch(self.dependent);
-        Self { hopper_tiles: cuda.hopper_tiles(), dependent: cuda.dependent_launch(), ..self }
+        Self {
+            layers: if transformer { self.layers } else { FIRST.layers },
+            hopper_tiles: transformer && cuda.hopper_tiles(),
+            dependent: cuda.dependent_launch(),
+            ..self
+        }
     }
 }
 
 impl Session<'_> {
-    /// One row per rung, the images of each checked before; rungs that the GPU cannot take are left out.
+    /// One row per rung, the images of each checked before; rungs that the GPU cannot take or that change nothing are left out.
     pub(super) fn ladder(&mut self) -> Result<()> {
         let Device::Cuda(cuda) = self.device else {
             return Err(Error::usage("a ladder needs a GPU"));
@@ -66,11 +73,12 @@ impl Session<'_> {
     }
 
     fn climb(&mut self, cuda: &Cuda) -> Result<()> {
+        let transformer = matches!(self.weights.config().network, NetworkConfig::FlowVit(_) | NetworkConfig::Dit(_));
         let mut way = FIRST;
         for (i, (name, technique)) in RUNGS.into_iter().enumerate() {
             let mut next = way;
             technique(&mut next);
-            let next = next.set(cuda);
+            let next = next.set(cuda, transformer);
             if i == 0 || next != way {
                 self.rung(name, next)?;
             }

@@ -1,13 +1,15 @@
 //! Projections into the heads of an attention and out of them. Heads are made as long as the attention takes them with zeros,
 //! which change no product; a factor on the queries makes up for the longer head in the scale of the scores.
 
+use crate::device::Device;
 use crate::error::Result;
 use crate::nn::linear::Linear;
 use crate::nn::params::Loader;
+use crate::ops::attention::MIN_GPU_HEAD;
 
 /// Sizes of heads that the attention takes are multiples of this ...
 const HEAD_STEP: usize = 8;
-/// ... up to this.
+/// ... up to this, and on a GPU from [`MIN_GPU_HEAD`] on.
 const MAX_HEAD: usize = 128;
 
 /// Channels cut into heads.
@@ -31,7 +33,11 @@ impl HeadSizes {
             let reason = format!("found heads of {head} channels, at most {MAX_HEAD} expected");
             return Err(loader.refusal("to_q.weight", reason));
         }
-        Ok(Self { channels, heads, head, padded: head.next_multiple_of(HEAD_STEP) })
+        let least = match loader.device() {
+            Device::Cpu(_) => HEAD_STEP,
+            Device::Cuda(_) => MIN_GPU_HEAD,
+        };
+        Ok(Self { channels, heads, head, padded: head.next_multiple_of(HEAD_STEP).max(least) })
     }
 
     /// Channels of all heads, as the attention takes them.

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::{Desk, Ended, ended, golden_weights};
+use crate::conv_models::write_small_unetpp;
 
 /// `arclet bench` of a golden model.
 fn command(desk: &Desk, model: &str, flags: &str) -> Command {
@@ -240,6 +241,23 @@ fn bench_climbs_over_every_rung_on_hopper() {
     assert!(rows[0]["phases"]["dependent_overhead_us"].as_f64().is_some_and(|us| us > 0.0), "{}", rows[0]);
     check_ladder(&rows[1..]);
     assert_eq!(rows.len(), 1 + RUNGS.len());
+}
+
+/// A convolutional network, checked against the CPU like any other; rungs about layers and products of transformers are left out.
+#[test]
+fn bench_times_a_unetpp_on_a_gpu() {
+    let desk = Desk::new();
+    write_small_unetpp(&desk, 32);
+    let flags =
+        "--device cuda --dtype f16 --measure latency,ladder --steps 1 --warmup 0 --iterations 1 --threads 2 --json";
+    let end = ended(on_a_gpu(&desk, &format!("bench --model w.safetensors {flags}")).output());
+    let rows = rows(&end);
+    rows.iter().for_each(check_row);
+    assert!(rows.iter().all(|r| !r["gate"].is_null()), "{rows:?}");
+    let rungs: Vec<&str> = rows[1..].iter().map(|r| r["name"].as_str().expect("a name")).collect();
+    let named = ["f32, launch by launch", "f16", "one graph", "dependent launch"];
+    let as_named = rungs.iter().zip(named).all(|(rung, name)| rung.ends_with(name));
+    assert!(as_named && (3..=4).contains(&rungs.len()), "{rungs:?}");
 }
 
 #[test]

@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
+use arclet::io::write_npy_f32;
+
 use super::{Desk, Ended, ended, golden_weights};
-use crate::common::relative_error;
+use crate::common::{Golden, relative_error};
+use crate::conv_models::write_small_unetpp;
 
 /// The program with the emulated driver where its loader looks first.
 pub(super) fn on_emulated_gpu(desk: &Desk, arguments: &str) -> Command {
@@ -16,6 +19,15 @@ pub(super) fn on_emulated_gpu(desk: &Desk, arguments: &str) -> Command {
 
 fn run(command: &mut Command) -> Ended {
     ended(command.output())
+}
+
+/// Runs the program with a driver and kernels.
+pub(super) fn on_gpu(desk: &Desk, arguments: &str) -> Ended {
+    if real_driver() {
+        return desk.run(arguments);
+    }
+    std::fs::write(desk.path("manifest"), arclet_emu::manifest("80")).unwrap();
+    run(on_emulated_gpu(desk, arguments).env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")))
 }
 
 /// Whether the program runs against the machine's own driver, which these tests cannot take away.
@@ -150,20 +162,13 @@ fn the_program_samples_on_a_gpu_as_on_the_cpu() {
     let model = golden_weights("a3_nanodit");
     let flags = format!("sample --model {model} --n 3 --steps 2 --dtype f32 --cfg-scale 2 --no-clamp --quiet");
     desk.ok(&format!("{flags} --device cpu --out cpu.npy"));
-    let gpu = |arguments: &str| {
-        if real_driver() {
-            return desk.run(arguments);
-        }
-        std::fs::write(desk.path("manifest"), arclet_emu::manifest("80")).unwrap();
-        run(on_emulated_gpu(&desk, arguments).env("ARCLET_KERNEL_MANIFEST", desk.path("manifest")))
-    };
-    let end = gpu(&format!("{flags} --device auto --batch 2 --out gpu.npy"));
+    let end = on_gpu(&desk, &format!("{flags} --device auto --batch 2 --out gpu.npy"));
     assert_eq!(end.code, 0, "{}", end.stderr);
     assert_eq!(desk.recipe("gpu.json")["device"], "cuda");
     let error = relative_error(&desk.images("gpu.npy").1, &desk.images("cpu.npy").1);
     assert!(error < 1e-4, "relative error {error:.2e}");
 
-    let about: serde_json::Value = serde_json::from_str(&gpu("doctor --json").stdout).unwrap();
+    let about: serde_json::Value = serde_json::from_str(&on_gpu(&desk, "doctor --json").stdout).unwrap();
     assert!(about["gpus"][0]["problem"].is_null() && about["gpus"][0]["device"] == "cuda:0", "{about}");
     if !real_driver() {
         assert!(about["kernels"]["manifest"].as_str().unwrap().ends_with("manifest"), "{about}");
@@ -172,4 +177,24 @@ fn the_program_samples_on_a_gpu_as_on_the_cpu() {
         assert_eq!(end.code, 3);
         assert!(end.stderr.contains("manifest"), "{}", end.stderr);
     }
+}
+
+/// PyTorch's weights under the notebooks' names; of the golden's two images the first.
+#[test]
+fn an_imported_unetpp_is_sampled_on_a_gpu() {
+    let (golden, desk) = (Golden::open("g_conv_hash/unetpp_flow.safetensors"), Desk::new());
+    write_small_unetpp(&desk, 64);
+    write_npy_f32(desk.path("first.npy"), &[1, 1, 64, 64], &desk.images("x.npy").1[..64 * 64]).unwrap();
+    let flags = "--noise first.npy --steps 10 --no-clamp --quiet --device cuda --dtype f32 --out images.npy";
+    let end = on_gpu(&desk, &format!("sample --model w.safetensors {flags}"));
+    assert_eq!(end.code, 0, "{}", end.stderr);
+    let (shape, images) = desk.images("images.npy");
+    assert_eq!(shape, [1, 1, 64, 64]);
+    let error = relative_error(&images, &golden.f32("out.euler10")[..64 * 64]);
+    assert!(error <= golden.bound("out.euler10", 1e-4), "{error:.2e}");
+    let recipe = desk.recipe("images.json");
+    assert_eq!(
+        (recipe["device"].as_str(), recipe["model"]["architecture"].as_str()),
+        (Some("cuda"), Some("flow_unetpp"))
+    );
 }

@@ -7,6 +7,7 @@ use arclet::ops::backward::layernorm::{AffineBackward, layernorm_backward, scrat
 use arclet::ops::backward::linear::linear_backward;
 use arclet::ops::backward::patch::{patchify_backward, unpatchify_backward};
 use arclet::ops::backward::sums::{add_columns, add_images, sum_tokens};
+use arclet::ops::geglu::{geglu, geglu_backward};
 use arclet::ops::layernorm::{Affine, layernorm};
 use arclet::ops::linear::{Activation, Operands, Workspace, linear, workspace_size};
 use arclet::ops::loss::{mse, mse_backward};
@@ -136,6 +137,43 @@ fn activation_gradients_on_the_gpu() {
     for act in ACTIVATIONS {
         on_gpu(&activation_case([2, 3, 40], act, false, 4));
         on_gpu(&activation_case([2, 30, 35], act, true, 5));
+    }
+}
+
+/// The first half of the columns times GELU of the second.
+fn geglu_case(shape: [usize; 3], seed: u64) -> impl Differentiable {
+    let [images, rows, n] = shape;
+    let mut x = Input::new("x", Act, &[images, rows, 2 * n], &mut Random::new(seed));
+    x.values.iter_mut().for_each(|v| *v *= 3.0);
+    Case {
+        name: format!("GEGLU {shape:?}"),
+        inputs: vec![x],
+        forward: move |device: &Device, dtype, t: &[Tensor]| {
+            let mut y = zeros(device, dtype, &shape);
+            geglu(device, &t[0], &mut y).unwrap();
+            y
+        },
+        backward: move |device: &Device, _: DType, t: &[Tensor], dy: &Tensor, grads: &mut [Tensor]| {
+            geglu_backward(device, &t[0], dy, &mut grads[0]).unwrap();
+        },
+    }
+}
+
+#[test]
+fn geglu_gradients() {
+    let r = &mut Random::new(9);
+    for seed in 0..20 {
+        on_cpu(&geglu_case([r.size(1, 3), r.size(1, 5), r.size(1, 9)], seed));
+    }
+    f32_on_cpu(&geglu_case([2, 7, 150], 1));
+    same_bits_on_any_threads(&geglu_case([2, 30, 150], 1));
+}
+
+#[test]
+fn geglu_gradients_on_the_gpu() {
+    // Several blocks; rows of odd length; one number.
+    for shape in [[2, 9, 40], [1, 5, 77], [1, 1, 1]] {
+        on_gpu(&geglu_case(shape, 6));
     }
 }
 

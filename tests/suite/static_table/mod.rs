@@ -18,10 +18,11 @@ use crate::common::root;
 use occupancy::ARCHITECTURES;
 
 /// What is drawn: a name, and what `arclet bench` is asked for.
-const WORKLOADS: [(&str, &str); 3] = [
+const WORKLOADS: [(&str, &str); 4] = [
     ("vit-b16", "--model vit-b16"),
     ("vit-b16 x2", "--model vit-b16 --batch 2"),
     ("nanodit guided", "--model nanodit --guidance-scale 3"),
+    ("unetpp-r34", "--model unetpp-r34"),
 ];
 const COLUMNS: &str = "workload\tgpu\tcount\tkernel\tgrid\tthreads\tregisters\tshared\tblocks_per_sm\tlimit\twaves\tflops\tbytes\tweights";
 /// Stands for the kernel in the row of sums.

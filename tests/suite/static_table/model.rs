@@ -10,7 +10,7 @@ const END: &str = "<!-- end -->\n";
 /// What stands in the last column until somebody writes a measurement there.
 const NOT_MEASURED: &str = "not measured";
 
-/// GPUs that there are predictions for, with the times to reach on the first workload.
+/// GPUs that there are predictions for, with the times to reach on the first workload ...
 const TARGETS: [(&str, &str); 5] = [
     ("H200", "14, then 9"),
     ("H100", "15, then 10"),
@@ -18,8 +18,13 @@ const TARGETS: [(&str, &str); 5] = [
     ("RTX 4090", "21, then 17"),
     ("L4", "50, then 40"),
 ];
+/// ... and on another.
+const OTHER_TARGET: (&str, &str, &str) = ("unetpp-r34", "H200", "15, then 10");
 /// Evaluations of the loop of a workload.
-const EVALUATIONS: [(&str, u32); 3] = [("vit-b16", 50), ("vit-b16 x2", 50), ("nanodit guided", 100)];
+const EVALUATIONS: [(&str, u32); 4] =
+    [("vit-b16", 50), ("vit-b16 x2", 50), ("nanodit guided", 100), ("unetpp-r34", 50)];
+/// Workloads whose launches are listed one kind after another.
+const LISTED: [&str; 2] = ["vit-b16", "unetpp-r34"];
 
 /// What the hardware reaches of its data sheet, and what a dependent phase costs.
 struct Assumption {
@@ -98,7 +103,12 @@ fn predictions(lines: &[Line], old: &str) -> Vec<String> {
         for (name, target) in TARGETS {
             let ms = |assumed: &Assumption| loop_ms(lines, workload, evaluations, known(name), assumed);
             let with_phases = |phase_us| ms(&Assumption { phase_us, ..IDEAL });
-            let target = if workload == EVALUATIONS[0].0 { target } else { "-" };
+            let (other, gpu, other_target) = OTHER_TARGET;
+            let target = match workload {
+                _ if workload == EVALUATIONS[0].0 => target,
+                _ if (workload, name) == (other, gpu) => other_target,
+                _ => "-",
+            };
             let row = format!(
                 "| {workload}, {evaluations} | {name} | {:.1} | {:.1} - {:.1} | {:.0} - {:.0} | {target} |",
                 ms(&IDEAL),
@@ -153,6 +163,10 @@ pub fn document(old: &str, lines: &[Line]) -> String {
     let (before, rest) = old.split_once(BEGIN).expect("the first mark");
     let (_, after) = rest.split_once(END).expect("the second mark");
     let assumed = |what: fn(&Assumption) -> f64| format!("{} to {}", what(&GOOD), what(&POOR));
+    let listed = LISTED.iter().flat_map(|workload| {
+        let head = format!("Where one evaluation of `{workload}` should spend its time on an H200:");
+        [vec![String::new(), head, String::new()], breakdown(lines, workload, known("H200"))].concat()
+    });
     let parts = [
         vec!["One evaluation in f16:".into(), String::new()],
         evaluations(lines),
@@ -171,12 +185,7 @@ pub fn document(old: &str, lines: &[Line]) -> String {
             String::new(),
         ],
         predictions(lines, old),
-        vec![
-            String::new(),
-            "Where one evaluation of `vit-b16` should spend its time on an H200:".into(),
-            String::new(),
-        ],
-        breakdown(lines, EVALUATIONS[0].0, known("H200")),
+        listed.collect(),
     ];
     format!("{before}{BEGIN}{}\n{END}{after}", parts.concat().join("\n"))
 }

@@ -154,6 +154,14 @@ def features(m, dtype):  # sides that the stages do not halve evenly
 golden("convnextv2", convnextv2, features)
 
 
+def resnet():  # of the key table a7_resnet
+    from timm.models.resnet import BasicBlock, ResNet
+    return ResNet(BasicBlock, [1, 2, 1, 1], channels=(16, 32, 48, 64), stem_width=16, num_classes=3)
+
+
+golden("resnet", resnet, features)
+
+
 def efficientnet():
     from functools import partial
     from timm.models._efficientnet_builder import decode_arch_def, round_channels
