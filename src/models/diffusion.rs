@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
+use crate::io::known::unknown;
 
 /// How the share of noise grows with the timestep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +106,7 @@ impl Default for Diffusion {
 }
 
 /// The keys of `diffusion`.
-const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 10] = [
     "num_train_timesteps",
     "beta_schedule",
     "beta_start",
@@ -130,7 +131,7 @@ impl Diffusion {
     /// One line: the field, what was found, what was expected.
     pub(super) fn overlay(&mut self, given: &Map<String, Value>, learned: bool) -> Result<(), String> {
         if let Some(key) = given.keys().find(|key| !KEYS.contains(&key.as_str())) {
-            return Err(format!("unknown key {key:?}, expected one of {}", KEYS.join(", ")));
+            return Err(unknown("key", key, KEYS));
         }
         let fields = Fields(given);
         let set = |to: &mut f64, name| -> Result<(), String> {
