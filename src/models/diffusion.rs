@@ -1,18 +1,21 @@
 //! What a diffusion model was trained on and how its sampler is set: the settings of diffusers' schedulers, under their names.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
 use crate::io::known::unknown;
 
 /// How the share of noise grows with the timestep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
     /// Betas at equal distances (Ho et al. 2020, arXiv 2006.11239).
     Linear,
     /// Their square roots at equal distances (latent diffusion, Rombach et al. 2022, arXiv 2112.10752).
     ScaledLinear,
     /// Squared cosine (Nichol and Dhariwal 2021, arXiv 2102.09672), betas up to 0.999; knows no ends.
+    #[serde(rename = "squaredcos_cap_v2")]
     SquaredCosine,
 }
 
