@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arclet::data::{DataSet, splits};
 use arclet::device::Device;
 use arclet::error::{Error, Result};
-use arclet::models::config::{ModelConfig, Prediction};
+use arclet::models::config::ModelConfig;
 use arclet::models::parameters::Parameter;
 use arclet::models::specs;
 use arclet::models::training::initial;
@@ -33,7 +33,7 @@ Examples:
 /// Part of a folder that is validated on where nothing else is said.
 const VALIDATION: &str = "val";
 
-/// Trains a flow-matching model.
+/// Trains a flow-matching or diffusion model.
 ///
 /// The run folder gets the model (which `sample --model` takes), checkpoints, metrics.jsonl, a picture of the losses,
 /// samples on the way, and all that is needed to repeat the run. Ctrl-C saves and ends; --resume goes on exactly there.
@@ -86,7 +86,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ModelPlan::New(_) => None,
     };
     let weights = source.as_ref().map(|source| source.sampled_weights(quiet)).transpose()?;
-    weights.as_ref().map_or(Ok(()), |weights| refuse_other_predictions(weights))?;
     let init = weights.as_ref().map(Weights::config);
     // What a model has learned to be asked for stays as it is.
     let fixed = match (&before, init) {
@@ -105,8 +104,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         Some((_, parameters)) => parameters,
         None => parameters::fit(&data)?,
     };
+    config.flow.apply(&mut model, source.is_none()).map_err(Error::usage)?;
     model.check().map_err(Error::usage)?;
-    model.sampling = config.flow.sampling(model.sampling);
     let device = device::open(&args.compute, quiet)?;
 
     let mut record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;
@@ -216,16 +215,6 @@ fn open_data(
     let from = elsewhere.or_else(|| held_out.split.as_ref().map(|_| path));
     let validation = from.map(|from| open(from, &held_out)).transpose()?;
     Ok((Arc::new(data), validation.map(Arc::new)))
-}
-
-/// What is trained predicts a velocity.
-fn refuse_other_predictions(weights: &Weights) -> Result<()> {
-    let prediction = weights.config().prediction;
-    if prediction == Prediction::Velocity {
-        return Ok(());
-    }
-    let reason = format!("found a model that predicts {}, expected one that predicts velocity", prediction.name());
-    Err(Error::input(weights.source().origin(), reason))
 }
 
 fn record(

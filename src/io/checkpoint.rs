@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::io::decode::{self, DecodeError};
@@ -30,6 +30,8 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Located>,
     metadata: BTreeMap<String, String>,
     config: Option<Value>,
+    /// The folder whose `config.json` counts.
+    home: Option<PathBuf>,
 }
 
 /// One file.
@@ -66,22 +68,23 @@ struct Located {
 
 impl Checkpoint {
     /// Opens a safetensors file, an object `.npy` file that holds one dictionary of arrays, or a folder: `model.safetensors`, else `model.safetensors.index.json` with its
-    /// shards, else the same for `diffusion_pytorch_model`, else the only `*.safetensors` in it.
+    /// shards, else the same for `diffusion_pytorch_model`, else the only `*.safetensors` in it; of a pipeline of diffusers its `unet`.
     ///
     /// The configuration is the folder's `config.json` (also for a file that has one of those names), else the
     /// metadata key [`CONFIG_KEY`]. Anything missing, malformed or of another format is an [`Error::Input`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut opened = if path.is_dir() {
-            match folder::find_weights(path)? {
+        let folder = path.is_dir().then(|| folder::network_of(path));
+        let mut opened = match &folder {
+            Some(folder) => match folder::find_weights(folder)? {
                 Weights::Single(file) => Self::open_file(&file)?,
-                Weights::Sharded(index) => Self::open_sharded(path, &index)?,
-            }
-        } else {
-            Self::open_file(path)?
+                Weights::Sharded(index) => Self::open_sharded(folder, &index)?,
+            },
+            None => Self::open_file(path)?,
         };
-        let home = if path.is_dir() { Some(path) } else { path.parent().filter(|_| folder::has_habitual_name(path)) };
-        if let Some(config) = home.map(folder::read_config).transpose()?.flatten() {
+        let beside = || path.parent().filter(|_| folder::has_habitual_name(path)).map(Path::to_path_buf);
+        opened.home = folder.or_else(beside);
+        if let Some(config) = opened.home.as_deref().map(folder::read_config).transpose()?.flatten() {
             opened.config = Some(config);
         }
         opened.path = path.to_path_buf();
@@ -121,7 +124,7 @@ impl Checkpoint {
             tensors.insert(name, Located { part: 0, entry });
         }
         let parts = vec![Part { decoded: Some(decoded), ..Part::new(path, bytes) }];
-        Ok(Self { path: path.into(), parts, tensors, metadata: BTreeMap::new(), config: None })
+        Ok(Self { path: path.into(), parts, tensors, metadata: BTreeMap::new(), config: None, home: None })
     }
 
     fn open_sharded(home: &Path, index: &Index) -> Result<Self> {
@@ -157,7 +160,7 @@ impl Checkpoint {
         }
         let metadata = merge_metadata(&path, headers)?;
         let config = embedded_config(&path, &metadata)?;
-        Ok(Self { path, parts, tensors, metadata, config })
+        Ok(Self { path, parts, tensors, metadata, config, home: None })
     }
 
     /// The index and the shards must name the same tensors in the same files.
@@ -276,6 +279,15 @@ impl Checkpoint {
     /// Model configuration, if there is one; see [`Checkpoint::open`].
     pub fn config_json(&self) -> Option<&Value> {
         self.config.as_ref()
+    }
+
+    /// The settings of the scheduler that diffusers keeps beside the model, and where they lie: `scheduler_config.json` beside the
+    /// weights, or in the folder `scheduler` beside theirs.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if it is no object of JSON.
+    pub fn scheduler(&self) -> Result<Option<(PathBuf, Map<String, Value>)>> {
+        self.home.as_deref().map_or(Ok(None), folder::read_scheduler)
     }
 
     /// SHA-256 of the file; of a sharded model, of its shards one after the other in name order. Reads every byte.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::io::json::parse_strict;
@@ -88,16 +88,37 @@ pub(crate) fn find_weights(folder: &Path) -> Result<Weights> {
 
 /// The `config.json` of a folder, if it has one.
 pub(crate) fn read_config(folder: &Path) -> Result<Option<Value>> {
-    let path = folder.join("config.json");
+    Ok(read_object(&folder.join("config.json"))?.map(Value::Object))
+}
+
+/// The `scheduler_config.json` of the model in `folder`, and where it lies: beside the weights, or in the folder `scheduler` of the
+/// pipeline that `folder` is a part of.
+pub(crate) fn read_scheduler(folder: &Path) -> Result<Option<(PathBuf, Map<String, Value>)>> {
+    for place in ["", "../scheduler"] {
+        let path = folder.join(place).join("scheduler_config.json");
+        if let Some(settings) = read_object(&path)? {
+            return Ok(Some((path, settings)));
+        }
+    }
+    Ok(None)
+}
+
+/// The object in a JSON file, if there is one.
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text = read_text(&path, MAX_CONFIG)?;
-    let config = parse_strict(&text).map_err(|e| Error::input(&path, format!("JSON: {e}")))?;
-    if !config.is_object() {
-        return Err(Error::input(&path, "JSON: expected an object"));
+    let text = read_text(path, MAX_CONFIG)?;
+    match parse_strict(&text).map_err(|e| Error::input(path, format!("JSON: {e}")))? {
+        Value::Object(object) => Ok(Some(object)),
+        _ => Err(Error::input(path, "JSON: expected an object")),
     }
-    Ok(Some(config))
+}
+
+/// The folder of the network where `folder` is a whole pipeline of diffusers, which has it in `unet`.
+pub(crate) fn network_of(folder: &Path) -> PathBuf {
+    let network = folder.join("unet");
+    if folder.join("model_index.json").exists() && network.is_dir() { network } else { folder.into() }
 }
 
 /// Whether `config.json` beside this file belongs to it: so for the names that the habit gives to the weights.

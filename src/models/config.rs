@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::autoencoder_kl::VaeConfig;
@@ -144,13 +145,15 @@ pub enum Task {
 }
 
 /// What the network's output means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Prediction {
     /// noise - data, for x_t = (1 - t) data + t noise.
     Velocity,
     /// The noise in x_t = sqrt(a) data + sqrt(1 - a) noise, a the share of data at a timestep.
     Epsilon,
     /// sqrt(a) noise - sqrt(1 - a) data (Salimans and Ho 2022, arXiv 2202.00512).
+    #[serde(rename = "v_prediction")]
     V,
     /// The data.
     Sample,

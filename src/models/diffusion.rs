@@ -1,17 +1,21 @@
 //! What a diffusion model was trained on and how its sampler is set: the settings of diffusers' schedulers, under their names.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
+use crate::io::known::unknown;
 
 /// How the share of noise grows with the timestep.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
     /// Betas at equal distances (Ho et al. 2020, arXiv 2006.11239).
     Linear,
     /// Their square roots at equal distances (latent diffusion, Rombach et al. 2022, arXiv 2112.10752).
     ScaledLinear,
     /// Squared cosine (Nichol and Dhariwal 2021, arXiv 2102.09672), betas up to 0.999; knows no ends.
+    #[serde(rename = "squaredcos_cap_v2")]
     SquaredCosine,
 }
 
@@ -105,7 +109,7 @@ impl Default for Diffusion {
 }
 
 /// The keys of `diffusion`.
-const KEYS: [&str; 10] = [
+pub(super) const KEYS: [&str; 10] = [
     "num_train_timesteps",
     "beta_schedule",
     "beta_start",
@@ -130,7 +134,7 @@ impl Diffusion {
     /// One line: the field, what was found, what was expected.
     pub(super) fn overlay(&mut self, given: &Map<String, Value>, learned: bool) -> Result<(), String> {
         if let Some(key) = given.keys().find(|key| !KEYS.contains(&key.as_str())) {
-            return Err(format!("unknown key {key:?}, expected one of {}", KEYS.join(", ")));
+            return Err(unknown("key", key, KEYS));
         }
         let fields = Fields(given);
         let set = |to: &mut f64, name| -> Result<(), String> {

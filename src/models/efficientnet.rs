@@ -1,5 +1,7 @@
 //! EfficientNet (Tan and Le, arXiv 1905.11946) under timm's parameter names; torchvision's are mapped to them.
 
+pub mod forward;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};

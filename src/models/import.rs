@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::config::{Architecture, ModelConfig};
+use super::config::{Architecture, ModelConfig, NetworkConfig};
+use super::scheduler::Scheduler;
 use super::shapes::Shapes;
 use super::{diffusers, efficientnet, overlay, recognise, specs};
 use crate::error::{Error, Result};
@@ -77,10 +78,11 @@ impl<'a> Import<'a> {
         let path = checkpoint.path();
         let fail = |reason: String| Error::input(path, reason);
         let (names, mut unused) = strip(checkpoint).and_then(|(names, u)| Ok((rename(names)?, u))).map_err(fail)?;
-        let given = given_config(checkpoint).map_err(|e| fail(format!("configuration: {e}")))?;
+        let mut given = given_config(checkpoint).map_err(|e| fail(format!("configuration: {e}")))?;
         let shapes = Shapes { checkpoint, names: &names, given: &given };
         let mut config = recognise::recognise(&shapes).map_err(fail)?;
-        let notes = config.guesses(&given).map_err(fail)?;
+        let mut notes = config.guesses(&given).map_err(fail)?;
+        notes.extend(add_scheduler(checkpoint, &config, &mut given)?);
         config.overlay(&given).map_err(|e| fail(format!("configuration: {e}")))?;
         config.check().map_err(|e| fail(format!("configuration: {e}")))?;
         let import = Self { config, unused: Vec::new(), notes, checkpoint, names };
@@ -199,6 +201,24 @@ fn strip(checkpoint: &Checkpoint) -> std::result::Result<(BTreeMap<String, Strin
         }
     }
     Ok((names, unused))
+}
+
+/// Adds what the `scheduler_config.json` of a U-Net of diffusers says to the configuration that is `given`, unless that has settings
+/// of a diffusion model itself; the note that it does.
+fn add_scheduler(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    given: &mut Map<String, Value>,
+) -> Result<Option<String>> {
+    if !matches!(config.network, NetworkConfig::Unet2d(_)) || given.contains_key("diffusion") {
+        return Ok(None);
+    }
+    let Some((file, settings)) = checkpoint.scheduler()? else { return Ok(None) };
+    let refuse = |reason: String| Error::input(&file, reason);
+    let scheduler = Scheduler::read(&settings, config.out_channels != config.in_channels).map_err(refuse)?;
+    let note = format!("noise schedule and sampler as its {} says ({})", scheduler.class, file.display());
+    scheduler.add_to(given).map_err(refuse)?;
+    Ok(Some(note))
 }
 
 /// `config.json`, or the metadata key `config`, or plain metadata keys.

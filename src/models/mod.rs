@@ -18,6 +18,7 @@ pub mod parameters;
 mod recognise;
 pub mod resnet;
 pub mod sampling;
+mod scheduler;
 mod shapes;
 pub mod smp;
 pub mod training;

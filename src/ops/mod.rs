@@ -14,6 +14,7 @@ pub mod conv;
 pub mod diffusion;
 pub mod dropout;
 pub mod embed;
+pub mod excite;
 pub mod fold;
 pub mod geglu;
 pub mod grn;
@@ -76,7 +77,7 @@ pub fn spec_layouts() -> Vec<SpecLayout> {
     all.extend([fold::LAYOUT, loss::LAYOUT, parts::LAYOUT]);
     all.extend(optimizer::LAYOUTS);
     all.extend([groupnorm::LAYOUT, batchnorm::LAYOUT, grn::LAYOUT]);
-    all.extend([pool::LAYOUT, upsample::LAYOUT, concat::LAYOUT, layout::LAYOUT]);
+    all.extend([pool::LAYOUT, upsample::LAYOUT, concat::LAYOUT, layout::LAYOUT, excite::LAYOUT]);
     all.extend(backward::layouts());
     all.extend(embed::LAYOUTS);
     all.extend(solver::LAYOUTS);

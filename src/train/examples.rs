@@ -3,6 +3,10 @@
 //! Image number k of the loader's sequence gets the same noise and time whatever the batch, and however often the run was
 //! resumed: all of it follows from (seed, k).
 
+use std::sync::Arc;
+
+use crate::flow::diffusion::alphas;
+use crate::models::config::{ModelConfig, Prediction};
 use crate::models::training::Examples;
 use crate::rng::{normals, philox4x32_10};
 use crate::train::config::{FlowSection, TimeDensity};
@@ -19,16 +23,64 @@ pub struct ExampleRule {
     pub seed: u64,
     /// Density of times and the probability of no class.
     pub flow: FlowSection,
+    /// What becomes of an image, and what of it is learned.
+    pub noising: Noising,
     /// Number that stands for "no class"; none for an unconditional model.
     pub null: Option<u32>,
+}
+
+/// The path from data to noise, and what the network learns to say about a place on it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Noising {
+    /// x = (1 - t) data + t noise, of which noise - data is learned.
+    Flow,
+    /// x = sqrt(a) data + sqrt(1 - a) noise at a whole timestep, a falling with it.
+    Diffusion {
+        /// What is learned; no velocity.
+        prediction: Prediction,
+        /// a of each timestep.
+        shares: Arc<[f64]>,
+    },
+}
+
+/// A time, and the factors of data and noise in x and in what is learned.
+struct Mixture {
+    time: f64,
+    x: [f32; 2],
+    target: [f32; 2],
+}
+
+impl Noising {
+    /// That of a model.
+    pub fn of(model: &ModelConfig) -> Self {
+        match model.prediction {
+            Prediction::Velocity => Self::Flow,
+            prediction => Self::Diffusion { prediction, shares: alphas(&model.sampling.diffusion).into() },
+        }
+    }
+
+    /// At the part `part` of the way, from 0 to below 1.
+    fn at(&self, part: f64) -> Mixture {
+        let Self::Diffusion { prediction, shares } = self else {
+            return Mixture { time: part, x: [(1.0 - part) as f32, part as f32], target: [-1.0, 1.0] };
+        };
+        let step = ((part * shares.len() as f64) as usize).min(shares.len() - 1);
+        let (data, noise) = (shares[step].sqrt() as f32, (1.0 - shares[step]).sqrt() as f32);
+        let target = match prediction {
+            Prediction::V => [-noise, data],
+            Prediction::Sample => [1.0, 0.0],
+            Prediction::Epsilon | Prediction::Velocity => [0.0, 1.0],
+        };
+        Mixture { time: step as f64, x: [data, noise], target }
+    }
 }
 
 /// Examples on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostExamples {
-    /// (1 - t) data + t noise, [B, C, H, W].
+    /// Data with noise, [B, C, H, W].
     pub x: Vec<f32>,
-    /// noise - data, [B, C, H, W].
+    /// What is learned, [B, C, H, W].
     pub target: Vec<f32>,
     /// `[B]`.
     pub times: Vec<f64>,
@@ -62,12 +114,12 @@ impl ExampleRule {
         to.x.reserve(images.len());
         let rows = images.chunks_exact(per_image.max(1)).zip(to.target.chunks_exact_mut(per_image.max(1)));
         for ((image, (data, noise)), &label) in (first..).zip(rows).zip(labels) {
-            let [time, drop] = self.choices(image);
+            let [part, drop] = self.choices(image);
             normals(self.seed, image, NOISE, noise);
-            let (near, far) = ((1.0 - time) as f32, time as f32);
-            for (velocity, &data) in noise.iter_mut().zip(data) {
-                to.x.push(near * data + far * *velocity);
-                *velocity -= data;
+            let Mixture { time, x, target } = self.noising.at(part);
+            for (noise, &data) in noise.iter_mut().zip(data) {
+                to.x.push(x[0] * data + x[1] * *noise);
+                *noise = target[0] * data + target[1] * *noise;
             }
             to.times.push(time);
             to.labels.push(match self.null {
@@ -79,7 +131,7 @@ impl ExampleRule {
         to
     }
 
-    /// The time of image number `image`, and a uniform number that decides about its class.
+    /// Which part of the way image number `image` has gone, and a uniform number that decides about its class.
     fn choices(&self, image: u64) -> [f64; 2] {
         let key = [self.seed as u32, (self.seed >> 32) as u32];
         let words = philox4x32_10([image as u32, (image >> 32) as u32, 0, CHOICES], key);

@@ -19,7 +19,7 @@ use crate::tensor::DType;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::config::{Decay, TrainConfig};
 use crate::train::curve::write_curve;
-use crate::train::examples::ExampleRule;
+use crate::train::examples::{ExampleRule, Noising};
 use crate::train::folder::RunFolder;
 use crate::train::learner::{Learner, LearnerOptions};
 use crate::train::metrics::{Losses, Metrics, Record};
@@ -185,7 +185,7 @@ impl Trainer {
             false => (Metrics::create(folder.metrics())?, 0),
         };
         let null = plan.model.classes.as_ref().map(|c| c.null as u32);
-        let rule = ExampleRule { seed, flow: config.flow.clone(), null };
+        let rule = ExampleRule { seed, flow: config.flow.clone(), noising: Noising::of(&plan.model), null };
         let optimizer = &config.optimizer;
         let shape = match optimizer.schedule {
             Decay::Constant => Shape::Constant,

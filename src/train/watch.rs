@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use crate::data::{DataSet, Loader};
 use crate::error::{Error, Result};
+use crate::flow::diffusion::DiffusionSolver;
 use crate::flow::run::{Job, Noise, auto_batch, draw};
 use crate::flow::sampler::{Sampler, SamplerOptions};
 use crate::flow::schedule::{Schedule, TimeConvention};
 use crate::io::{GridPng, write_grid_png};
 use crate::models::Model;
+use crate::models::config::{ModelConfig, Prediction};
 use crate::models::export::Parameters;
 use crate::models::parameters::Parameter;
+use crate::models::sampling::Sampling;
 use crate::tensor::DType;
 use crate::train::config::{FlowSection, RunSection};
-use crate::train::examples::ExampleRule;
+use crate::train::examples::{ExampleRule, Noising};
 use crate::train::learner::{BatchOf, Learner};
 use crate::train::parameters::ParameterRows;
 
@@ -35,7 +38,8 @@ pub fn validation_loss(
     null: Option<u32>,
 ) -> Result<(f64, u64)> {
     let size = learner.batch();
-    let rule = ExampleRule { seed: SEED, flow: FlowSection { label_dropout: 0.0, ..FlowSection::default() }, null };
+    let flow = FlowSection { label_dropout: 0.0, ..FlowSection::default() };
+    let rule = ExampleRule { seed: SEED, flow, noising: Noising::of(learner.config()), null };
     let parameters = ParameterRows::of(set, &learner.config().parameters, 0.0)?;
     let mut loader = Loader::in_order(set.clone(), size, threads)?;
     let mut seen = 0;
@@ -66,6 +70,17 @@ pub fn validation_loss(
     Ok((losses.iter().sum::<f64>() / losses.len().max(1) as f64, losses.len() as u64))
 }
 
+/// The `steps` steps that the model is sampled by unless the user says otherwise.
+fn own_schedule(config: &ModelConfig, steps: usize) -> Result<Schedule> {
+    let Sampling { time_shift, solver, diffusion } = config.sampling;
+    match config.prediction {
+        Prediction::Velocity => Schedule::shifted(solver, steps, TimeConvention::Train, time_shift)
+            .ok_or_else(|| Error::Runtime(format!("no schedule of {steps} steps"))),
+        prediction => Schedule::diffusion(DiffusionSolver::Ddim { eta: 0.0 }, steps, prediction, &diffusion)
+            .map_err(|reason| Error::usage(format!("[run] sample_steps: {reason}"))),
+    }
+}
+
 /// A grid of samples from noise that depends on the run's seed alone; continuous parameters have the means of the training
 /// set.
 ///
@@ -75,9 +90,7 @@ pub fn sample_grid(learner: &Learner, run: &RunSection, stop: fn() -> bool, to: 
     let (config, device) = (learner.config(), learner.device());
     let parameters = Parameters::new("the model in training", learner.result()?);
     let model = Model::load(config.clone(), &parameters, device, DType::best(device))?;
-    let (solver, shift) = (config.sampling.solver, config.sampling.time_shift);
-    let schedule = Schedule::shifted(solver, run.sample_steps, TimeConvention::Train, shift)
-        .ok_or_else(|| Error::Runtime(format!("no schedule of {} steps", run.sample_steps)))?;
+    let schedule = own_schedule(config, run.sample_steps)?;
     let batch = auto_batch(device, config, run.sample_images, false);
     let options = SamplerOptions { guidance: 1.0, clamp: true };
     let typical: Vec<f64> = config.parameters.iter().map(Parameter::typical).collect();

@@ -5,9 +5,11 @@ use std::path::Path;
 use arclet::device::Device;
 use arclet::error::{Error, Result};
 use arclet::models::builtin::hash_uniform;
-use arclet::models::config::NetworkConfig;
+use arclet::models::config::{ModelConfig, NetworkConfig};
 use arclet::models::convnextv2::forward::ConvNextV2;
+use arclet::models::efficientnet::forward::EfficientNet;
 use arclet::models::resnet::classifier::ResNet;
+use arclet::models::specs;
 use arclet::nn::no_tap;
 use arclet::nn::params::WeightSource;
 use arclet::tensor::{DType, Tensor};
@@ -69,6 +71,11 @@ pub fn convnextv2(source: &Hashed, device: &Device, dtype: DType) -> ConvNextV2 
     ConvNextV2::load(&source.0, convnext, source, device, dtype).unwrap()
 }
 
+pub fn efficientnet(source: &dyn WeightSource, config: &ModelConfig, device: &Device, dtype: DType) -> EfficientNet {
+    let NetworkConfig::EfficientNet(efficientnet) = &config.network else { panic!("another network") };
+    EfficientNet::load(config, efficientnet, source, device, dtype).unwrap()
+}
+
 #[test]
 fn a_full_size_resnet_matches_pytorch() {
     let golden = Golden::open("f_fullsize_hash/timm_resnet34.safetensors");
@@ -87,6 +94,34 @@ fn a_full_size_convnextv2_matches_pytorch() {
     full_size(&golden, &[("stage0", "rms.stages.0"), ("stage3", "rms.stages.3")], |device, dtype, tap| {
         let convnext = convnextv2(&source, device, dtype);
         device.run(|| convnext.logits(&x, tap)).unwrap()
+    });
+}
+
+/// Hashed weights, those of products and convolutions times a gain.
+struct Gained(Hashed, f64);
+
+impl WeightSource for Gained {
+    fn origin(&self) -> &Path {
+        self.0.origin()
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<f32>> {
+        let spec = specs(&self.0.0).into_iter().find(|s| s.name == name).expect("a parameter");
+        if spec.shape.len() < 2 {
+            return self.0.read(name);
+        }
+        let scale = (3.0 / spec.shape[1..].iter().product::<usize>() as f64).sqrt();
+        Ok(hash_uniform(name, spec.shape.iter().product()).map(|s| (s * scale * self.1) as f32).collect())
+    }
+}
+
+#[test]
+fn a_full_size_efficientnet_matches_pytorch() {
+    let golden = Golden::open("f_fullsize_hash/timm_efficientnet_b3.safetensors");
+    let (source, x) = (Gained(Hashed(Table::open("timm_efficientnet_b3").read()), 1.4), image(&golden, 288));
+    full_size(&golden, &[("stage6", "rms.blocks.6")], |device, dtype, tap| {
+        let efficientnet = efficientnet(&source, &source.0.0, device, dtype);
+        device.run(|| efficientnet.logits(&x, tap)).unwrap()
     });
 }
 
@@ -149,12 +184,34 @@ fn features_of_a_resnet_match_pytorch() {
     close(&golden, "out.pre_logits", &averaged.to_f32(&device).unwrap());
 }
 
+/// Blocks with and without a convolution that widens, with and without what goes around them, kernels of 3 and 5.
+#[test]
+fn features_of_an_efficientnet_match_pytorch() {
+    let golden = Golden::open("g_conv_hash/efficientnet.safetensors");
+    let (mut source, device, x) = (Hashed(Table::open("a7_efficientnet").read()), cpu(), uneven(&cpu()));
+    let net = efficientnet(&source, &source.0, &device, DType::F32);
+    let features = device.run(|| net.features(&x, &mut no_tap)).unwrap();
+    assert_eq!(features.shape(), [2, 5, 6, 96]);
+    close(&golden, "out.features", &channels_first(&features, &device));
+    let logits = device.run(|| net.logits(&x, &mut no_tap)).unwrap();
+    close(&golden, "out.logits", &logits.to_f32(&device).unwrap());
+    // Without a classifier the averages are what comes out.
+    if let NetworkConfig::EfficientNet(efficientnet) = &mut source.0.network {
+        efficientnet.head_size = 0;
+    }
+    let net = efficientnet(&source, &source.0, &device, DType::F32);
+    let averaged = device.run(|| net.logits(&x, &mut no_tap)).unwrap();
+    close(&golden, "out.pre_logits", &averaged.to_f32(&device).unwrap());
+}
+
 /// Images of other channels, too few dimensions, or fewer pixels than the network halves away.
 #[test]
 fn images_that_a_network_cannot_look_at_are_refused() {
     let device = cpu();
     let convnext = convnextv2(&Hashed(Table::open("a6_convnextv2").read()), &device, DType::F32);
     let resnet = resnet(&Hashed(Table::open("a7_resnet").read()), &device, DType::F32);
+    let source = Hashed(Table::open("a7_efficientnet").read());
+    let efficientnet = efficientnet(&source, &source.0, &device, DType::F32);
     let images = |shape: &[usize]| Tensor::zeros(&device, DType::F32, shape).unwrap();
     let refused = |result: Result<Tensor>, part: &str| {
         let error = result.err().expect("refused");
@@ -169,6 +226,7 @@ fn images_that_a_network_cannot_look_at_are_refused() {
     ] {
         refused(convnext.logits(&images(shape), &mut no_tap), part);
         refused(resnet.logits(&images(shape), &mut no_tap), part);
+        refused(efficientnet.logits(&images(shape), &mut no_tap), part);
     }
     refused(
         convnext.features(&images(&[1, 3, 64, 31]), &mut no_tap),

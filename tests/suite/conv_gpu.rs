@@ -10,7 +10,7 @@ use arclet::nn::no_tap;
 use arclet::tensor::{DType, Tensor};
 use serde_json::json;
 
-use crate::classifiers::{channels_first, convnextv2, resnet, uneven};
+use crate::classifiers::{channels_first, convnextv2, efficientnet, resnet, uneven};
 use crate::common::{Golden, cpu};
 use crate::conv_models::{Hashed, autoencoded, context_goldens, input, small_unetpp, velocities};
 use crate::engines::{cuda, every_mode};
@@ -146,6 +146,17 @@ fn features_of_classifiers_match_pytorch_on_the_gpu() {
             device.run(|| match name {
                 "out.logits" => convnext.logits(&x, &mut no_tap).unwrap().to_f32(device).unwrap(),
                 _ => channels_first(&convnext.features(&x, &mut no_tap).unwrap(), device),
+            })
+        });
+    }
+    let source = Hashed(Table::open("a7_efficientnet").read());
+    let golden = Golden::open("g_conv_hash/efficientnet.safetensors");
+    for name in ["out.features", "out.logits"] {
+        gpu_trajectory(name, &golden.f32(name), golden.bound(name, 1e-4), |device, dtype| {
+            let (net, x) = (efficientnet(&source, &source.0, device, dtype), uneven(device));
+            device.run(|| match name {
+                "out.logits" => net.logits(&x, &mut no_tap).unwrap().to_f32(device).unwrap(),
+                _ => channels_first(&net.features(&x, &mut no_tap).unwrap(), device),
             })
         });
     }

@@ -3,6 +3,7 @@
 mod attention_unfused;
 pub mod conv;
 mod diffusion;
+mod excite;
 
 use arclet::device::Device;
 use arclet::device::probe::phase_times;

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::section::{positive, section, share, within};
-use crate::models::sampling::{MAX_TIME_SHIFT, Sampling, Solver, is_time_shift};
+use crate::models::config::{ModelConfig, Prediction};
+use crate::models::diffusion::BetaSchedule;
+use crate::models::sampling::{MAX_TIME_SHIFT, Solver, is_time_shift};
 use crate::tensor::DType;
 
 /// How the time of a training example is drawn.
@@ -60,8 +62,15 @@ impl Precision {
 }
 
 section! {
-    /// The path from data to noise: x_t = (1 - t) data + t noise, velocity = noise - data.
+    /// The path from data to noise: x_t = (1 - t) data + t noise, velocity = noise - data; or, of a diffusion model, x_t = sqrt(a)
+    /// data + sqrt(1 - a) noise with a share of data for each of its timesteps, which are drawn uniformly.
     FlowSection, "flow" {
+        /// What is learned: `velocity`, or of a diffusion model `epsilon` (the noise), `v_prediction` or `sample` (the data). By
+        /// default the velocity, or what the model that is gone on from predicts.
+        prediction: Option<Prediction> = None,
+        /// How the share of noise grows with the timesteps of a diffusion model: `linear`, `scaled_linear` or `squaredcos_cap_v2`
+        /// (cosine). By default linear, or that of the model that is gone on from.
+        beta_schedule: Option<BetaSchedule> = None,
         /// Density of the time t.
         time: TimeDensity = TimeDensity::Uniform,
         /// Mean of the normal number behind a logit-normal time; below 0 favours times near the data.
@@ -89,13 +98,53 @@ impl FlowSection {
         if let Some(shift) = self.time_shift.filter(|&shift| !is_time_shift(shift)) {
             return Err(format!("time_shift is {shift}, a number above 0 and up to {MAX_TIME_SHIFT} expected"));
         }
-        share("label_dropout", self.label_dropout)
+        share("label_dropout", self.label_dropout)?;
+        self.prediction.map_or(Ok(()), |prediction| self.fits(prediction))
     }
 
-    /// How the model is sampled, where `own` is how it was.
-    pub fn sampling(&self, own: Sampling) -> Sampling {
-        let time_shift = self.time_shift.unwrap_or(own.time_shift);
-        Sampling { time_shift, solver: self.solver.unwrap_or(own.solver), ..own }
+    /// Refuses keys that mean nothing to a model that learns `prediction`.
+    fn fits(&self, prediction: Prediction) -> Result<(), String> {
+        let velocity = prediction == Prediction::Velocity;
+        let given = [
+            ("beta_schedule", self.beta_schedule.is_some(), !velocity),
+            ("time = \"logit_normal\"", self.time == TimeDensity::LogitNormal, velocity),
+            ("time_shift", self.time_shift.is_some(), velocity),
+            ("solver", self.solver.is_some(), velocity),
+        ];
+        match given.iter().find(|(_, given, fits)| *given && !fits) {
+            Some((key, ..)) => {
+                Err(format!("{key} is given, but means nothing to a model that predicts {}", prediction.name()))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes `model`, a `new` one or one to go on from, what is trained, and says how it is sampled. The reason is one line.
+    pub fn apply(&self, model: &mut ModelConfig, new: bool) -> Result<(), String> {
+        let prediction = self.prediction.unwrap_or(model.prediction);
+        if !new && prediction != model.prediction {
+            let (wanted, found) = (prediction.name(), model.prediction.name());
+            return Err(format!("[flow] prediction is {wanted}, but the model to go on from predicts {found}"));
+        }
+        if model.out_channels != model.in_channels {
+            let (found, expected) = (model.out_channels, model.in_channels);
+            return Err(format!(
+                "the model to go on from has {found} output channels, {expected} expected: a variance is not learned"
+            ));
+        }
+        self.fits(prediction).map_err(|reason| format!("[flow] {reason}"))?;
+        model.prediction = prediction;
+        let (range, own) = (model.value_range, &mut model.sampling);
+        own.time_shift = self.time_shift.unwrap_or(own.time_shift);
+        own.solver = self.solver.unwrap_or(own.solver);
+        own.diffusion.beta_schedule = self.beta_schedule.unwrap_or(own.diffusion.beta_schedule);
+        if new && prediction != Prediction::Velocity {
+            // Asked at timesteps as they are; and what it sees in mere noise is no more than noise.
+            model.time.scale = 1.0;
+            own.diffusion.clip_sample = true;
+            own.diffusion.clip_sample_range = range.0.abs().max(range.1.abs());
+        }
+        Ok(())
     }
 }
 

@@ -33,7 +33,7 @@ fn the_recipe_for_lenses_is_of_the_embedded_models_shape() {
     let ModelPlan::New(model) = &config.model else { panic!("a new model expected") };
     let names = ["vort", "sphere", "no"].map(String::from);
     let mut ours = model.config(&names, config.data.value_range());
-    ours.sampling = config.flow.sampling(ours.sampling);
+    config.flow.apply(&mut ours, true).unwrap();
     let mut ours = ours.to_json();
     let card = std::fs::read_to_string(root.join("weights/lens-dit-s/config.json")).unwrap();
     let card: serde_json::Value = serde_json::from_str(&card).unwrap();

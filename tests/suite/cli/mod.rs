@@ -8,6 +8,7 @@ mod gpu;
 mod parameters;
 mod refusals;
 mod samples;
+mod schedulers;
 mod shards;
 mod simulate;
 mod train;

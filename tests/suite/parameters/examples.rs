@@ -5,7 +5,7 @@ use std::path::Path;
 use arclet::data::{DataSet, SourceOptions};
 use arclet::models::parameters::Parameter;
 use arclet::train::config::FlowSection;
-use arclet::train::examples::{ExampleRule, HostExamples};
+use arclet::train::examples::{ExampleRule, HostExamples, Noising};
 use arclet::train::parameters::{ParameterRows, fit};
 
 use crate::data::write_image;
@@ -38,7 +38,7 @@ fn examples_have_the_normalised_parameters_of_their_images() {
     let parameters = fit(&set).unwrap();
     assert_eq!(parameters.iter().map(|p| (p.name.as_str(), p.log)).collect::<Vec<_>>(), [("x", false), ("mass", true)]);
     let rows = ParameterRows::of(&set, &parameters, 0.0).unwrap().expect("parameters");
-    let rule = ExampleRule { seed: 1, flow: FlowSection::default(), null: None };
+    let rule = ExampleRule { seed: 1, flow: FlowSection::default(), noising: Noising::Flow, null: None };
     let found = examples(&rows, &rule, &[4, 2, 0], 10);
     // Five steps of one: deviation sqrt(2) of them.
     let side = 2f32.sqrt();
@@ -60,7 +60,7 @@ fn parameters_are_left_out_as_the_settings_say() {
     let set = set(folder.path(), &["x"]);
     let rows = ParameterRows::of(&set, &fit(&set).unwrap(), 0.25).unwrap().expect("parameters");
     let flow = FlowSection { label_dropout: 0.2, ..FlowSection::default() };
-    let rule = ExampleRule { seed: 3, flow, null: Some(1) };
+    let rule = ExampleRule { seed: 3, flow, noising: Noising::Flow, null: Some(1) };
     let n = 8000;
     let all = examples(&rows, &rule, &vec![0; n], 0);
     let alone = all.labels.iter().zip(&all.given).filter(|(label, _)| **label == 1);

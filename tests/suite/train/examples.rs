@@ -1,12 +1,12 @@
 //! Examples: times of the density that was asked for, classes dropped as often, and nothing that depends on the batch.
 
 use arclet::train::config::{FlowSection, TimeDensity};
-use arclet::train::examples::{ExampleRule, HostExamples};
+use arclet::train::examples::{ExampleRule, HostExamples, Noising};
 
 const MANY: usize = 20_000;
 
 fn rule(flow: FlowSection) -> ExampleRule {
-    ExampleRule { seed: 5, flow, null: Some(3) }
+    ExampleRule { seed: 5, flow, noising: Noising::Flow, null: Some(3) }
 }
 
 fn draw(rule: &ExampleRule) -> HostExamples {

@@ -1,5 +1,6 @@
 //! Training: steps against PyTorch, and what a run promises however it is stopped, cut up or short of memory.
 
+mod diffusion;
 mod examples;
 mod runs;
 mod steps;
@@ -84,10 +85,10 @@ impl Bench {
     }
 
     pub fn model(&self, config: &TrainConfig) -> ModelConfig {
-        match &config.model {
-            ModelPlan::New(new) => new.config(self.set("train", None).classes(), (-1.0, 1.0)),
-            ModelPlan::FineTune { .. } => unreachable!("the tests make new networks"),
-        }
+        let ModelPlan::New(new) = &config.model else { unreachable!("the tests make new networks") };
+        let mut model = new.config(self.set("train", None).classes(), (-1.0, 1.0));
+        config.flow.apply(&mut model, true).unwrap();
+        model
     }
 
     /// A trainer in `run` on `device`, new or going on.
