@@ -19,6 +19,7 @@ pub mod geglu;
 pub mod grn;
 pub mod groupnorm;
 pub mod layernorm;
+pub mod latent;
 pub mod layout;
 pub mod linear;
 pub mod loss;
