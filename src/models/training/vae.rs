@@ -101,7 +101,9 @@ impl VaeParams {
             let name = &*name;
             layer.layers_mut().into_iter().map(move |l| (name, l))
         });
-        pairs.flat_map(|(name, (below, pair)): (_, (_, &mut Pair))| super::name_pair_mut(&joined(name, below), pair)).collect()
+        pairs
+            .flat_map(|(name, (below, pair)): (_, (_, &mut Pair))| super::name_pair_mut(&joined(name, below), pair))
+            .collect()
     }
 }
 

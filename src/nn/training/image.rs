@@ -263,9 +263,7 @@ impl ImageLayer {
                 upsample_backward(tools.device, Resize::Nearest, dy, &mut dx)?;
                 Ok(Some(dx))
             }
-            (Self::Res(block), Self::Res(grads), Some(saved)) => {
-                block.backward(tools, x, saved, dy, grads).map(Some)
-            }
+            (Self::Res(block), Self::Res(grads), Some(saved)) => block.backward(tools, x, saved, dy, grads).map(Some),
             _ => Err(Error::Runtime("gradients of another layer".into())),
         }
     }

@@ -6,9 +6,9 @@ use arclet::models::autoencoder_kl::VaeConfig;
 use arclet::models::builtin::{hash_uniform, hashed};
 use arclet::models::config::{ModelConfig, NetworkConfig};
 use arclet::models::specs;
+use arclet::models::training::Params;
 use arclet::models::training::vae::{VaeExamples, VaeStep};
 use arclet::models::training::work::{Given, Work};
-use arclet::models::training::Params;
 use arclet::nn::training::Keeping;
 use arclet::tensor::DType;
 
