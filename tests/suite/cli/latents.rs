@@ -97,7 +97,10 @@ fn both_stages_go_on_to_the_same_bytes_and_are_sampled() {
         (&"autoencoder".into(), &16.into(), &2.into())
     );
     let about = desk.ok("inspect whole").stdout;
-    assert!(about.contains("draws latents of 2 x 16 x 16, of which the auto-encoder in autoencoder/ makes images"), "{about}");
+    assert!(
+        about.contains("draws latents of 2 x 16 x 16, of which the auto-encoder in autoencoder/ makes images"),
+        "{about}"
+    );
     let sample = |model: &str, more: &str| {
         desk.ok(&format!("sample --model {model} --n 3 --steps 3 --device cpu --dtype f32 --quiet {more}"));
     };
