@@ -80,13 +80,14 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     refuse_occupied(&args.output, args.force)?;
     let tensors = tensors(&weights, args.dtype)?;
 
-    std::fs::create_dir_all(&args.output).map_err(|e| Error::output(&args.output, e))?;
     let count = tensors.len();
-    write_model(&args.output, weights.config(), tensors)?;
-    let written = Checkpoint::open(&args.output)?;
-    if Import::new(&written)?.config != *weights.config() {
-        return Err(Error::Runtime(format!("{} reads back as another model", args.output.display())));
+    // Before the model that names it.
+    if let Some(folder) = &weights.config().autoencoder {
+        let autoencoder = Source::open(Some(&source.home().join(folder)))?;
+        let autoencoder = autoencoder.weights(args.report.quiet)?;
+        write(&args.output.join(folder), &autoencoder, self::tensors(&autoencoder, args.dtype)?)?;
     }
+    let written = write(&args.output, &weights, tensors)?;
 
     let unused = match &weights {
         Weights::Import(import) => import.unused.clone(),
@@ -103,6 +104,17 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let left_out = if unused.is_empty() { String::new() } else { format!("; {} unused left out", unused.len()) };
     report::note(args.report.quiet, format!("{what} in {dtype} to {}{left_out}", args.output.display()));
     Ok(())
+}
+
+/// Writes a model into `folder` and reads it back.
+fn write(folder: &Path, weights: &Weights, tensors: Vec<TensorBytes>) -> Result<Checkpoint> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, e))?;
+    write_model(folder, weights.config(), tensors)?;
+    let written = Checkpoint::open(folder)?;
+    if Import::new(&written)?.config != *weights.config() {
+        return Err(Error::Runtime(format!("{} reads back as another model", folder.display())));
+    }
+    Ok(written)
 }
 
 /// Every parameter under our name.

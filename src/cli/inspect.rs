@@ -94,14 +94,20 @@ fn describe_file(name: &str, checkpoint: &Checkpoint) -> Value {
 }
 
 fn describe_model(config: &ModelConfig) -> Value {
-    json!({
+    let latents = config.autoencoder.as_ref().map(|folder| {
+        let (channels, side) = (config.in_channels, config.image_size);
+        format!("draws latents of {channels} x {side} x {side}, of which the auto-encoder in {folder}/ makes images")
+    });
+    let about = json!({ "latents": latents });
+    let model = json!({
         "architecture": config.architecture().name(),
         "description": config.architecture().description(),
         "variant": config.network.variant(),
         "parameters": parameters(config),
         "samples": config.sampling_problem().is_none(),
         "config": config.to_json(),
-    })
+    });
+    if latents.is_some() { join([about, model]) } else { model }
 }
 
 fn describe_keys(import: &Import, differences: &KeyDifferences) -> Value {

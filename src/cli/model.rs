@@ -1,6 +1,6 @@
 //! From the name or path of a model to its weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use arclet::device::Device;
 use arclet::error::{Error, Result};
@@ -51,6 +51,15 @@ impl Source {
         match self {
             Self::Checkpoint { name, .. } => name.clone(),
             Self::Hash(hash) => hash.name().into(),
+        }
+    }
+
+    /// The folder that what a model names lies in: the model's own, or that of its file.
+    pub fn home(&self) -> PathBuf {
+        match self {
+            Self::Checkpoint { checkpoint, .. } if checkpoint.path().is_dir() => checkpoint.path().to_path_buf(),
+            Self::Checkpoint { checkpoint, .. } => checkpoint.path().parent().unwrap_or(Path::new("")).to_path_buf(),
+            Self::Hash(_) => PathBuf::new(),
         }
     }
 

@@ -93,6 +93,9 @@ pub struct ModelRecipe {
     pub architecture: String,
     /// SHA-256 of the weights; none for the hashed weights of a built-in network.
     pub sha256: Option<String>,
+    /// SHA-256 of the weights of the auto-encoder that made images of the model's latents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoencoder_sha256: Option<String>,
 }
 
 /// Colour scale of the PNG.

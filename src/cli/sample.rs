@@ -10,6 +10,7 @@ use arclet::error::{Error, Result};
 use arclet::flow::run::{Job, Noise, auto_batch, draw};
 use arclet::flow::sampler::{Sampler, SamplerOptions};
 use arclet::io::{NonFinite, read_npy_f32, sha256_file};
+use arclet::models::autoencoder_kl::latents::LatentSpace;
 use arclet::models::config::Classes;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -110,6 +111,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
     let image = [config.in_channels, config.image_size, config.image_size];
     let noise = args.noise.as_deref().map(|path| read_noise(path, args.n, image)).transpose()?;
     let image_len: usize = image.iter().product();
+    let decodes = config.autoencoder.is_some();
     let total = noise.as_ref().map_or(args.n.unwrap_or(DEFAULT_IMAGES).into(), |n| (n.len() / image_len) as u64);
     let range = args.shard.unwrap_or(Shard::WHOLE).range(total);
     let images = (range.end - range.start) as usize;
@@ -124,22 +126,34 @@ pub fn run(args: &SampleArgs) -> Result<()> {
 
     let device = device::open(&args.compute, quiet)?;
     let dtype = device::dtype(args.compute.dtype, &device, quiet);
-    let mut writer = SampleWriter::create(target.clone(), images, image)?;
+    let latents = LatentSpace::of(config, &source.home(), &device, dtype)?;
+    let written = latents.as_ref().map_or(image, LatentSpace::image);
+    let mut writer = SampleWriter::create(target.clone(), images, written)?;
     let rows = noise.as_ref().map(|n| &n[range.start as usize * image_len..][..images * image_len]);
     let start_noise = rows.map_or(Noise::Seed(seed), |rows| Noise::Rows(rows, seed));
     let job = Job { noise: start_noise, first: range.start, images, classes: &classes };
-    let clamp = !args.no_clamp && !config.is_latent();
+    let clamp = !args.no_clamp && (decodes || !config.is_latent());
     let (mut load_seconds, mut drawn) = (0.0, 0);
     if images > 0 {
         let model = weights.load(&device, dtype)?;
         load_seconds = start.elapsed().as_secs_f64();
         let batch = args.batch.map_or_else(|| auto_batch(&device, config, images, guided), |b| b as usize);
-        let options = SamplerOptions { guidance: args.guidance_scale, clamp };
+        let options = SamplerOptions { guidance: args.guidance_scale, clamp: clamp && !decodes };
         let mut sampler = match &parameters {
             None => Sampler::new(&model, &plan.schedule, batch, options)?,
             Some(values) => Sampler::with_parameters(&model, &plan.schedule, batch, options, values)?,
         };
-        drawn = draw_all(&mut sampler, &job, quiet, &mut |images| writer.push(images))?;
+        drawn = draw_all(&mut sampler, &job, quiet, &mut |drawn| match &latents {
+            None => writer.push(drawn),
+            Some(latents) => {
+                let mut images = latents.decode(drawn)?;
+                if clamp {
+                    let (low, high) = config.value_range;
+                    images.iter_mut().for_each(|v| *v = v.clamp(low, high));
+                }
+                writer.push(&images)
+            }
+        })?;
         if drawn == 0 {
             return Err(Error::Interrupted("no image was finished, and nothing was written".into()));
         }
@@ -154,6 +168,7 @@ pub fn run(args: &SampleArgs) -> Result<()> {
             name: source.name(),
             architecture: config.architecture().name().into(),
             sha256: source.sha256(),
+            autoencoder_sha256: latents.as_ref().map(|latents| latents.sha256().to_owned()),
         },
         total,
         shard: args.shard.map(|s| s.to_string()),

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use arclet::data::{DataSet, splits};
 use arclet::device::Device;
 use arclet::error::{Error, Result};
+use arclet::models::autoencoder_kl::latents::LatentSpace;
 use arclet::models::config::ModelConfig;
 use arclet::models::parameters::Parameter;
 use arclet::models::specs;
 use arclet::models::training::initial;
+use arclet::tensor::DType;
 use arclet::train::config::{ModelPlan, Precision};
 use arclet::train::folder::{DataRecord, InitRecord, RunRecord};
+use arclet::train::latents::{encoded, is_measured, measure};
 use arclet::train::metrics::Record;
 use arclet::train::parameters;
 use arclet::train::trainer::{End, Plan, Trainer};
@@ -33,7 +36,8 @@ Examples:
 /// Part of a folder that is validated on where nothing else is said.
 const VALIDATION: &str = "val";
 
-/// Trains a flow-matching or diffusion model.
+/// Trains a flow-matching or diffusion model, with a table [autoencoder] in the settings in the latents of an auto-encoder that is
+/// trained first.
 ///
 /// The run folder gets the model (which `sample --model` takes), checkpoints, metrics.jsonl, a picture of the losses,
 /// samples on the way, and all that is needed to repeat the run. Ctrl-C saves and ends; --resume goes on exactly there.
@@ -86,6 +90,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         ModelPlan::New(_) => None,
     };
     let weights = source.as_ref().map(|source| source.sampled_weights(quiet)).transpose()?;
+    weights.as_ref().map_or(Ok(()), refuse_models_of_latents)?;
     let init = weights.as_ref().map(Weights::config);
     // What a model has learned to be asked for stays as it is.
     let fixed = match (&before, init) {
@@ -95,9 +100,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     let names = parameter_names(&config, fixed.as_ref())?;
     let (data, validation) = open_data(&config, init, &names)?;
-    let mut model = match (&config.model, &weights) {
-        (ModelPlan::New(new), _) => new.config(data.classes(), config.data.value_range()),
-        (_, Some(weights)) => weights.config().clone(),
+    let range = config.data.value_range();
+    let mut model = match (&config.model, &config.autoencoder, &weights) {
+        (ModelPlan::New(new), None, _) => new.config(data.classes(), range),
+        (ModelPlan::New(new), Some(autoencoder), _) => autoencoder.latent_config(new, data.classes(), range),
+        (_, _, Some(weights)) => weights.config().clone(),
         _ => return Err(Error::Runtime("a model to go on from was not opened".into())),
     };
     model.parameters = match fixed {
@@ -107,6 +114,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     config.flow.apply(&mut model, source.is_none()).map_err(Error::usage)?;
     model.check().map_err(Error::usage)?;
     let device = device::open(&args.compute, quiet)?;
+    if config.autoencoder.is_some() && matches!(device, Device::Cuda(_)) {
+        return Err(Error::usage("the auto-encoder of [autoencoder] runs on the CPU alone: --device cpu expected"));
+    }
 
     let mut record = record(&config, &device, &data, validation.as_deref(), source.as_ref())?;
     record.parameters.clone_from(&model.parameters);
@@ -120,22 +130,29 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             folder
         }
     };
+    let (first, config) = config.stages();
+    let (mut data, mut validation, mut latents) = (data, validation, None);
+    if let Some(first) = first {
+        let stage = Stage { run: &folder, data: &data, validation: validation.as_ref(), device: &device };
+        stage.train(first, args.resume, quiet)?;
+        let threads = config.data.threads;
+        latents = LatentSpace::of(&model, folder.path(), &device, DType::F32)?;
+        if let Some(space) = &latents {
+            let encode = |set: &Arc<DataSet>| encoded(space, set, threads, interrupt::requested);
+            (data, validation) = (encode(&data)?, validation.as_ref().map(encode).transpose()?);
+        }
+    }
     let seed = config.run.seed;
     // Parameters that a model to go on from gets anew begin as those of a new one.
     let learned = |weights: &Weights, name: &str| specs(weights.config()).iter().any(|spec| spec.name == name);
     let mut read = |name: &str| match &weights {
         Some(weights) if learned(weights, name) => weights.source().read(name),
-        _ => initial(&model, name, seed).ok_or_else(|| Error::Runtime(format!("no parameter {name}"))),
+        _ => initial(&model, name, seed).ok_or_else(|| no_parameter(name)),
     };
-    let plan = Plan { config, model: model.clone(), data, validation, device, stop: interrupt::requested };
+    let plan = Plan { config, model: model.clone(), data, validation, device, latents, stop: interrupt::requested };
     let (mut trainer, warnings) = Trainer::new(plan, folder, args.resume, &mut read)?;
     warnings.iter().for_each(|warning| report::note(quiet, warning));
-    describe(&trainer, &model, quiet);
-
-    let bar = progress_bar(quiet);
-    let end = trainer.run(&mut |trainer, record| show(trainer, record, &bar, quiet));
-    bar.finish_and_clear();
-    let end = end?;
+    let end = train(&mut trainer, &model, quiet)?;
     if end == End::Patience {
         report::note(quiet, "ended early: the validation loss does not fall any more; the model is the best one");
     }
@@ -149,6 +166,63 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let rate = images as f64 / seconds.max(1e-9);
     report::note(quiet, format!("{steps} steps, {rate:.1} images/s; the model is in {}", args.out.display()));
     Ok(())
+}
+
+/// Describes a run and carries it out.
+fn train(trainer: &mut Trainer, model: &ModelConfig, quiet: bool) -> Result<End> {
+    describe(trainer, model, quiet);
+    let bar = progress_bar(quiet);
+    let end = trainer.run(&mut |trainer, record| show(trainer, record, &bar, quiet));
+    bar.finish_and_clear();
+    end
+}
+
+/// The first stage of a run in latents.
+struct Stage<'a> {
+    run: &'a RunFolder,
+    data: &'a Arc<DataSet>,
+    validation: Option<&'a Arc<DataSet>>,
+    device: &'a Device,
+}
+
+impl Stage<'_> {
+    /// Trains the auto-encoder and measures its latents, unless that is done.
+    fn train(&self, config: TrainConfig, resume: bool, quiet: bool) -> Result<()> {
+        let folder = self.run.autoencoder()?;
+        let path = folder.path().to_path_buf();
+        if is_measured(&path)? {
+            return Ok(());
+        }
+        let (ModelPlan::New(new), Some(section)) = (&config.model, &config.autoencoder) else {
+            return Err(Error::Runtime("no auto-encoder to train".into()));
+        };
+        let (model, seed) = (section.config(new, config.data.value_range()), config.run.seed);
+        let threads = config.data.threads;
+        let mut read = |name: &str| initial(&model, name, seed).ok_or_else(|| no_parameter(name));
+        let plan = Plan {
+            config,
+            model: model.clone(),
+            data: self.data.clone(),
+            validation: self.validation.cloned(),
+            device: self.device.clone(),
+            latents: None,
+            stop: interrupt::requested,
+        };
+        let (mut trainer, warnings) = Trainer::new(plan, folder, resume, &mut read)?;
+        warnings.iter().for_each(|warning| report::note(quiet, warning));
+        train(&mut trainer, &model, quiet)?;
+        let [shift, scale] = measure(&path, self.data, self.device, threads, interrupt::requested)?;
+        let (steps, place) = (trainer.steps(), path.display());
+        report::note(
+            quiet,
+            format!("{steps} steps; the auto-encoder is in {place}: scaling factor {scale:.4}, shift {shift:.4}"),
+        );
+        Ok(())
+    }
+}
+
+fn no_parameter(name: &str) -> Error {
+    Error::Runtime(format!("no parameter {name}"))
 }
 
 /// Settings of the file or of the run, with the flags before them.
@@ -215,6 +289,15 @@ fn open_data(
     let from = elsewhere.or_else(|| held_out.split.as_ref().map(|_| path));
     let validation = from.map(|from| open(from, &held_out)).transpose()?;
     Ok((Arc::new(data), validation.map(Arc::new)))
+}
+
+/// What is trained makes images.
+fn refuse_models_of_latents(weights: &Weights) -> Result<()> {
+    if weights.config().autoencoder.is_some() {
+        let reason = "found a model of an auto-encoder's latents, expected one of images";
+        return Err(Error::input(weights.source().origin(), reason));
+    }
+    Ok(())
 }
 
 fn record(

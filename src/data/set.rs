@@ -61,6 +61,8 @@ enum Source {
     Files(Vec<PathBuf>),
     /// Many images a file, with the index of each file's first.
     Tables(Vec<(usize, Table)>),
+    /// Images of one shape in memory, behind one another.
+    Memory([usize; 3], Vec<f32>),
 }
 
 /// The splits of a folder; of a file, or a folder without any, none.
@@ -151,6 +153,20 @@ impl DataSet {
         Ok(self)
     }
 
+    /// The same classes, labels and parameters with other images, of `shape` (channels, height, width), which go through no
+    /// transform. PRECOND: as many as there are.
+    pub fn with_images(&self, shape: [usize; 3], pixels: Vec<f32>) -> Self {
+        Self {
+            path: self.path.clone(),
+            classes: self.classes.clone(),
+            labels: self.labels.clone(),
+            source: Source::Memory(shape, pixels),
+            transform: TransformConfig::default(),
+            channels: None,
+            parameters: self.parameters.clone(),
+        }
+    }
+
     /// The parameters that were asked for.
     pub fn parameters(&self) -> Option<&ParameterTable> {
         self.parameters.as_ref()
@@ -194,6 +210,7 @@ impl DataSet {
                 let (first, table) = table_of(tables, index);
                 (table.path(), Some(index - first))
             }
+            Source::Memory(..) => (&self.path, Some(index)),
         }
     }
 
@@ -214,6 +231,10 @@ impl DataSet {
                 image::refuse_non_finite(&image.pixels, image.shape)
                     .map_err(|reason| Error::input(table.path(), format!("row {}: {reason}", index - first)))?;
                 Ok(image)
+            }
+            Source::Memory(shape, pixels) => {
+                let len: usize = shape.iter().product();
+                Ok(Image { shape: *shape, pixels: pixels[index * len..][..len].to_vec(), number: None })
             }
         }
     }

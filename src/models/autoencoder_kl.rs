@@ -2,6 +2,7 @@
 //! library under its names.
 
 pub mod coder;
+pub mod latents;
 
 use serde_json::{Map, Value, json};
 
@@ -11,6 +12,9 @@ use super::fields::Fields;
 use super::recognise::plain;
 use super::shapes::{Shapes, Told};
 use crate::nn::params::{ParamSpec, conv_specs, norm_specs};
+
+/// Folder of the auto-encoder beside a model of its latents.
+pub const FOLDER: &str = "autoencoder";
 
 /// Groups of GroupNorm where the configuration does not say.
 const GROUPS: usize = 32;
@@ -122,6 +126,12 @@ impl VaeConfig {
 
     /// Its fields as `config.json` holds them, under diffusers' names.
     pub(super) fn describe(&self, map: &mut Map<String, Value>) {
+        // What diffusers needs beside the sizes to build the same network.
+        let blocks = |name: &str| json!(vec![name; self.channels.len()]);
+        map.insert("_class_name".into(), "AutoencoderKL".into());
+        map.insert("down_block_types".into(), blocks("DownEncoderBlock2D"));
+        map.insert("up_block_types".into(), blocks("UpDecoderBlock2D"));
+        map.insert("act_fn".into(), "silu".into());
         map.insert("block_out_channels".into(), json!(self.channels));
         map.insert("layers_per_block".into(), self.layers_per_block.into());
         map.insert("latent_channels".into(), self.latent_channels.into());
@@ -162,6 +172,11 @@ impl VaeConfig {
         }
         Ok(())
     }
+}
+
+/// An auto-encoder of images of this size and of as many channels in and out.
+pub fn config(vae: VaeConfig, image_size: usize, channels: usize) -> ModelConfig {
+    plain(NetworkConfig::AutoencoderKl(vae), image_size, channels)
 }
 
 /// An `AutoencoderKL`.

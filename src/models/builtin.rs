@@ -130,6 +130,7 @@ fn vit_b16() -> ModelConfig {
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
         sampling: Sampling::default(),
+        autoencoder: None,
         network: NetworkConfig::FlowVit(TransformerConfig {
             patch_size: 16,
             hidden_size: 768,

@@ -241,6 +241,8 @@ pub struct ModelConfig {
     pub prediction: Prediction,
     /// How it is sampled unless the user says otherwise.
     pub sampling: Sampling,
+    /// Folder beside the weights of the auto-encoder whose latents the model draws; its values' range is that of the images then.
+    pub autoencoder: Option<String>,
     /// The network.
     pub network: NetworkConfig,
 }
@@ -347,9 +349,9 @@ impl ModelConfig {
         self.classes.as_ref().map_or(1, |c| c.names.len() + 1)
     }
 
-    /// Whether images are latents, whose values know no range: those of more channels than a picture has.
+    /// Whether images are latents, whose values know no range: those of an auto-encoder, or of more channels than a picture has.
     pub fn is_latent(&self) -> bool {
-        self.in_channels > 3
+        self.autoencoder.is_some() || self.in_channels > 3
     }
 
     /// Sizes of the transformer blocks. PRECOND: a transformer.
@@ -366,7 +368,7 @@ impl ModelConfig {
             Task::Generate => "which attends to a context; sampling with one does not exist yet",
             Task::Classify => "which classifies images",
             Task::Segment => "which maps images to masks and takes no time",
-            Task::Encode => "which maps images to latents and back; diffusion in the latent space does not exist yet",
+            Task::Encode => "which maps images to latents and back and is sampled with a model of its latents",
         };
         Some(format!("found {found}, {what}; expected a velocity or diffusion model (ViT, U-Net, U-Net++ or DiT)"))
     }
@@ -439,6 +441,9 @@ impl ModelConfig {
         }
         map.insert("value_range".into(), json!([self.value_range.0, self.value_range.1]));
         map.insert("prediction".into(), self.prediction.name().into());
+        if let Some(folder) = &self.autoencoder {
+            map.insert("autoencoder".into(), folder.as_str().into());
+        }
         self.sampling.insert_into(&mut map, self.prediction);
         Value::Object(map)
     }

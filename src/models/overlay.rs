@@ -1,5 +1,7 @@
 //! A configuration laid over what the shapes of the weights say: it may add what they cannot tell, but not contradict.
 
+use std::path::{Component, Path};
+
 use serde_json::{Map, Value};
 
 use super::config::{Architecture, Classes, ModelConfig, NetworkConfig, Prediction, Task};
@@ -108,6 +110,13 @@ impl ModelConfig {
         }
         self.overlay_classes(&fields)?;
         self.overlay_parameters(&fields)?;
+        if let Some((name, folder)) = fields.text("autoencoder")? {
+            let mut parts = Path::new(folder).components();
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(format!("{name} is {folder:?}, the name of a folder beside the weights expected"));
+            }
+            self.autoencoder = Some(folder.to_owned());
+        }
         if let Some(range) = given.get("value_range") {
             let ends: Option<Vec<f32>> =
                 range.as_array().and_then(|ends| ends.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());

@@ -32,6 +32,7 @@ pub(super) fn plain(network: NetworkConfig, image_size: usize, in_channels: usiz
         value_range: (-1.0, 1.0),
         prediction: Prediction::Velocity,
         sampling: Sampling::default(),
+        autoencoder: None,
         network,
     }
 }

@@ -19,6 +19,7 @@ pub mod fold;
 pub mod geglu;
 pub mod grn;
 pub mod groupnorm;
+pub mod latent;
 pub mod layernorm;
 pub mod layout;
 pub mod linear;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use crate::device::{Device, Graph};
 use crate::error::{Error, Result};
 use crate::models::config::ModelConfig;
-use crate::models::training::{Examples, NamedMut, Params, Step};
+use crate::models::training::work::{Given, Work};
+use crate::models::training::{NamedMut, Params};
 use crate::nn::params::ParamSpec;
 use crate::nn::training::Keeping;
 use crate::ops::optimizer::{
@@ -15,7 +16,7 @@ use crate::ops::optimizer::{
 use crate::tensor::{DType, Tensor};
 use crate::train::checkpoint::NamedTensor;
 use crate::train::config::{OptimizerKind, OptimizerSection};
-use crate::train::examples::HostExamples;
+use crate::train::objective::HostGiven;
 
 /// Groups of tensors of a checkpoint.
 const GROUPS: [&str; 4] = ["weights", "average", "mean", "square"];
@@ -40,7 +41,7 @@ pub struct Learner {
     values: Tensor,
     report: Tensor,
     scratch: Tensor,
-    step: Option<Step>,
+    step: Option<Work>,
     keeping: Keeping,
     stop: fn() -> bool,
 }
@@ -127,12 +128,12 @@ impl Learner {
 
     /// Images that the memory is made for, 0 before [`Self::prepare`].
     pub fn batch(&self) -> usize {
-        self.step.as_ref().map_or(0, Step::batch)
+        self.step.as_ref().map_or(0, Work::batch)
     }
 
     /// Bytes that blocks keep for their way back, and what they would keep if none were run again.
     pub fn activation_bytes(&self) -> [usize; 2] {
-        self.step.as_ref().map_or([0, 0], Step::activation_bytes)
+        self.step.as_ref().map_or([0, 0], Work::activation_bytes)
     }
 
     /// Makes memory for `batch` images at a time. On a GPU the passes are recorded as graphs by the first step.
@@ -142,7 +143,7 @@ impl Learner {
     pub fn prepare(&mut self, batch: usize) -> Result<()> {
         (self.graphs, self.step) = (None, None);
         let params = self.narrow.as_ref().unwrap_or(&self.weights);
-        self.step = Some(Step::new(&self.config, params, &self.device, batch, self.keeping)?);
+        self.step = Some(Work::new(&self.config, params, &self.device, batch, self.keeping)?);
         Ok(())
     }
 
@@ -151,11 +152,11 @@ impl Learner {
     ///
     /// # Errors
     /// The operations'; [`Error::Interrupted`], after which the gradients are of no use.
-    pub fn accumulate(&mut self, examples: &Examples, scale: f64, pass: u32) -> Result<f64> {
+    pub fn accumulate<'a>(&mut self, examples: impl Into<Given<'a>>, scale: f64, pass: u32) -> Result<f64> {
         let device = self.device.clone();
         let step = self.step.as_mut().ok_or_else(unprepared)?;
         step.set_pass(true, pass)?;
-        step.set(examples, scale)?;
+        step.set(examples.into(), scale)?;
         match &self.graphs {
             Some([graph, _]) => graph.launch()?,
             None => device.run(|| self.pass())?,
@@ -247,7 +248,7 @@ impl Learner {
         step.set_pass(false, 0)?;
         while let Some(batch) = batches() {
             let batch = batch?;
-            step.set(&batch.examples.borrow(), 1.0)?;
+            step.set(batch.examples.borrow(), 1.0)?;
             device.run(|| step.forward(params, stop))?;
             losses.extend(step.losses()?.into_iter().take(batch.images));
         }
@@ -302,7 +303,7 @@ impl Learner {
 /// A batch to be looked at, filled up to the size of the memory.
 pub struct BatchOf {
     /// As many as the memory is made for.
-    pub examples: HostExamples,
+    pub examples: HostGiven,
     /// How many of them count.
     pub images: usize,
 }

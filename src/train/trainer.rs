@@ -12,21 +12,21 @@ use serde::{Deserialize, Serialize};
 use crate::data::{DataSet, Loader, LoaderState};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::config::ModelConfig;
+use crate::models::autoencoder_kl::latents::LatentSpace;
+use crate::models::config::{Architecture, ModelConfig};
 use crate::models::export::{Parameters, write_model};
 use crate::nn::training::Keeping;
 use crate::tensor::DType;
 use crate::train::checkpoint::{self, Checkpoint};
 use crate::train::config::{Decay, TrainConfig};
 use crate::train::curve::write_curve;
-use crate::train::examples::{ExampleRule, Noising};
 use crate::train::folder::RunFolder;
 use crate::train::learner::{Learner, LearnerOptions};
 use crate::train::metrics::{Losses, Metrics, Record};
+use crate::train::objective::Objective;
 use crate::train::optimizer::{EmaRule, LossScale, StepInputs, step_values};
-use crate::train::parameters::ParameterRows;
 use crate::train::schedule::{Schedule, Shape};
-use crate::train::watch::{sample_grid, validation_loss};
+use crate::train::watch::{reconstruction_grid, sample_grid, validation_loss};
 
 /// What a run starts from.
 pub struct Plan {
@@ -40,6 +40,8 @@ pub struct Plan {
     pub validation: Option<Arc<DataSet>>,
     /// Where to compute.
     pub device: Device,
+    /// Of a model of latents: what makes images of them.
+    pub latents: Option<LatentSpace>,
     /// Whether to end early: asked in front of every block of every pass.
     pub stop: fn() -> bool,
 }
@@ -63,9 +65,7 @@ pub struct Trainer {
     metrics: Metrics,
     learner: Learner,
     loader: Loader,
-    rule: ExampleRule,
-    /// Of the images to train on.
-    parameters: Option<ParameterRows>,
+    objective: Objective,
     rates: Schedule,
     average: EmaRule,
     state: State,
@@ -143,7 +143,7 @@ impl Trainer {
             },
             stop: plan.stop,
         };
-        let parameters = ParameterRows::of(&plan.data, &plan.model.parameters, config.conditions.dropout)?;
+        let objective = Objective::of_run(config, &plan.model, &plan.data)?;
         let mut learner = Learner::new(&plan.model, &plan.device, options, read)?;
         let seed = config.run.seed;
         let mut loader = Loader::new(plan.data.clone(), config.data.batch_size, seed, config.data.threads)?;
@@ -184,8 +184,6 @@ impl Trainer {
             true => Metrics::resume(folder.metrics(), state.step)?,
             false => (Metrics::create(folder.metrics())?, 0),
         };
-        let null = plan.model.classes.as_ref().map(|c| c.null as u32);
-        let rule = ExampleRule { seed, flow: config.flow.clone(), noising: Noising::of(&plan.model), null };
         let optimizer = &config.optimizer;
         let shape = match optimizer.schedule {
             Decay::Constant => Shape::Constant,
@@ -197,8 +195,7 @@ impl Trainer {
             metrics,
             learner,
             loader,
-            rule,
-            parameters,
+            objective,
             rates,
             average: EmaRule::Capped { decay: optimizer.ema_decay },
             saved: state.step,
@@ -368,10 +365,9 @@ impl Trainer {
         for _ in 0..accumulate {
             let first = self.loader.state().position;
             let images = self.loader.next().ok_or_else(|| Error::Runtime("the data ended".into()))??;
-            let mut examples = self.rule.examples(&images.images, &images.labels, first);
-            self.parameters.iter().for_each(|rows| rows.add(&self.rule, &images.indices, first, &mut examples));
+            let examples = self.objective.given(images, first);
             let scale = self.loss_scale() / accumulate as f64;
-            loss += self.learner.accumulate(&examples.borrow(), scale, first as u32)? / accumulate as f64;
+            loss += self.learner.accumulate(examples.borrow(), scale, first as u32)? / accumulate as f64;
         }
         let step = self.state.step + 1;
         if !loss.is_finite() {
@@ -449,7 +445,8 @@ impl Trainer {
         let (run, threads) = (&self.plan.config.run, self.plan.config.data.threads);
         let (most, patience) = (run.validation_images, run.patience);
         if let Some(set) = self.plan.validation.clone().filter(|_| most > 0) {
-            let (loss, images) = validation_loss(&mut self.learner, &set, most, threads, self.rule.null)?;
+            let objective = Objective::of_validation(&self.plan.config, &self.plan.model, &set)?;
+            let (loss, images) = validation_loss(&mut self.learner, &set, most, threads, &objective)?;
             let best = self.state.best.is_none_or(|best| loss < best);
             self.state.without_better = if best { 0 } else { self.state.without_better + 1 };
             if best {
@@ -466,7 +463,13 @@ impl Trainer {
 
     fn sample(&mut self) -> Result<()> {
         let path = self.folder.sample(self.state.step);
-        sample_grid(&self.learner, &self.plan.config.run, self.plan.stop, &path)?;
+        let Plan { config, model, data, validation, latents, stop, .. } = &self.plan;
+        match model.architecture() {
+            Architecture::AutoencoderKl => {
+                reconstruction_grid(&self.learner, &config.run, validation.as_ref().unwrap_or(data), &path)?
+            }
+            _ => sample_grid(&self.learner, &config.run, latents.as_ref(), *stop, &path)?,
+        }
         self.state.sampled = self.state.step;
         Ok(())
     }

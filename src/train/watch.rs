@@ -12,21 +12,18 @@ use crate::flow::sampler::{Sampler, SamplerOptions};
 use crate::flow::schedule::{Schedule, TimeConvention};
 use crate::io::{GridPng, write_grid_png};
 use crate::models::Model;
+use crate::models::autoencoder_kl::latents::LatentSpace;
 use crate::models::config::{ModelConfig, Prediction};
 use crate::models::export::Parameters;
 use crate::models::parameters::Parameter;
 use crate::models::sampling::Sampling;
+use crate::models::training::Stop;
 use crate::tensor::DType;
-use crate::train::config::{FlowSection, RunSection};
-use crate::train::examples::{ExampleRule, Noising};
+use crate::train::config::RunSection;
 use crate::train::learner::{BatchOf, Learner};
-use crate::train::parameters::ParameterRows;
+use crate::train::objective::Objective;
 
-/// Seed of the noise and the times that validation images always get, whatever the run's own seed.
-const SEED: u64 = 0x7661_6c69_6461_7465;
-
-/// Mean loss over up to `most` images of `set`, at times of uniform density, each with the noise and the time that it has
-/// in every validation of every run; and how many images there were.
+/// Mean loss over up to `most` images of `set`, each an example as `objective` has it; and how many images there were.
 ///
 /// # Errors
 /// As of [`Learner::losses`] and [`Loader`].
@@ -35,12 +32,9 @@ pub fn validation_loss(
     set: &Arc<DataSet>,
     most: usize,
     threads: usize,
-    null: Option<u32>,
+    objective: &Objective,
 ) -> Result<(f64, u64)> {
     let size = learner.batch();
-    let flow = FlowSection { label_dropout: 0.0, ..FlowSection::default() };
-    let rule = ExampleRule { seed: SEED, flow, noising: Noising::of(learner.config()), null };
-    let parameters = ParameterRows::of(set, &learner.config().parameters, 0.0)?;
     let mut loader = Loader::in_order(set.clone(), size, threads)?;
     let mut seen = 0;
     let mut next = || {
@@ -52,17 +46,9 @@ pub fn validation_loss(
             Err(e) => return Some(Err(e)),
         };
         let images = batch.labels.len().min(most - seen);
-        let mut examples = rule.examples(&batch.images, &batch.labels, seen as u64);
-        let per_image = examples.x.len() / batch.labels.len();
+        let mut examples = objective.given(batch, seen as u64);
         // The memory holds whole batches: what is missing from the last one does not count.
-        examples.x.resize(size * per_image, 0.0);
-        examples.target.resize(size * per_image, 0.0);
-        examples.times.resize(size, 0.5);
-        examples.labels.resize(size, 0);
-        if let Some(rows) = &parameters {
-            rows.add(&rule, &batch.indices, seen as u64, &mut examples);
-            rows.pad(size, &mut examples);
-        }
+        objective.pad(&mut examples, size);
         seen += images;
         Some(Ok(BatchOf { examples, images }))
     };
@@ -82,17 +68,23 @@ fn own_schedule(config: &ModelConfig, steps: usize) -> Result<Schedule> {
 }
 
 /// A grid of samples from noise that depends on the run's seed alone; continuous parameters have the means of the training
-/// set.
+/// set. Latents are shown as the images that `latents` makes of them.
 ///
 /// # Errors
 /// The sampler's; [`Error::Output`]; [`Error::Interrupted`].
-pub fn sample_grid(learner: &Learner, run: &RunSection, stop: fn() -> bool, to: &Path) -> Result<()> {
+pub fn sample_grid(
+    learner: &Learner,
+    run: &RunSection,
+    latents: Option<&LatentSpace>,
+    stop: Stop,
+    to: &Path,
+) -> Result<()> {
     let (config, device) = (learner.config(), learner.device());
     let parameters = Parameters::new("the model in training", learner.result()?);
     let model = Model::load(config.clone(), &parameters, device, DType::best(device))?;
     let schedule = own_schedule(config, run.sample_steps)?;
     let batch = auto_batch(device, config, run.sample_images, false);
-    let options = SamplerOptions { guidance: 1.0, clamp: true };
+    let options = SamplerOptions { guidance: 1.0, clamp: latents.is_none() };
     let typical: Vec<f64> = config.parameters.iter().map(Parameter::typical).collect();
     let mut sampler = match typical.is_empty() {
         true => Sampler::new(&model, &schedule, batch, options)?,
@@ -102,25 +94,49 @@ pub fn sample_grid(learner: &Learner, run: &RunSection, stop: fn() -> bool, to: 
     let job = Job { noise: Noise::Seed(run.seed), first: 0, images: run.sample_images, classes: &classes };
     let mut images = Vec::new();
     draw(&mut sampler, &job, &mut |batch| {
-        images.extend_from_slice(batch);
+        match latents {
+            None => images.extend_from_slice(batch),
+            Some(latents) => images.extend(latents.decode(batch)?),
+        }
         Ok(if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     if stop() {
         return Err(Error::Interrupted("samples were left unfinished".into()));
     }
+    let shape = latents.map_or([config.in_channels, config.image_size, config.image_size], LatentSpace::image);
+    write_grid(&images, shape, config.value_range, None, to)
+}
+
+/// The first images of `set` above what the auto-encoder in training makes of them.
+///
+/// # Errors
+/// [`Error::Input`] for a damaged image; the operations'; [`Error::Output`].
+pub fn reconstruction_grid(learner: &Learner, run: &RunSection, set: &DataSet, to: &Path) -> Result<()> {
+    let config = learner.config();
+    let parameters = Parameters::new("the auto-encoder in training", learner.result()?);
+    let space = LatentSpace::new(config, &parameters, learner.device(), DType::F32)?;
+    let (mut images, mut rebuilt) = (Vec::new(), Vec::new());
+    let count = run.sample_images.min(set.len());
+    for index in 0..count {
+        let image = set.take(index, None)?.pixels;
+        rebuilt.extend(space.decode(&space.encode(&image)?)?);
+        images.extend(image);
+    }
+    images.extend(rebuilt);
+    write_grid(&images, space.image(), config.value_range, Some(count), to)
+}
+
+fn write_grid(
+    images: &[f32],
+    [channels, height, width]: [usize; 3],
+    range: (f32, f32),
+    columns: Option<usize>,
+    to: &Path,
+) -> Result<()> {
     if let Some(folder) = to.parent() {
         std::fs::create_dir_all(folder).map_err(|e| Error::output(folder, e))?;
     }
-    let (channels, size, range) = (config.in_channels, config.image_size, config.value_range);
-    let grid = GridPng {
-        images: &images,
-        n: run.sample_images,
-        channels,
-        height: size,
-        width: size,
-        range,
-        columns: None,
-        zoom: None,
-    };
+    let n = images.len() / (channels * height * width);
+    let grid = GridPng { images, n, channels, height, width, range, columns, zoom: None };
     write_grid_png(to, &grid).map(|_| ())
 }

@@ -33,6 +33,7 @@ pub fn initial(config: &ModelConfig, name: &str, seed: u64) -> Option<Vec<f32>> 
     let n: usize = all[at].shape.iter().product();
     let rule = match config.architecture() {
         Architecture::Dit => dit(&all[at]),
+        Architecture::AutoencoderKl => autoencoder(&all[at], &all),
         _ => flow_vit(&all[at], &all),
     };
     let normal = |deviation: f64| {
@@ -83,7 +84,20 @@ fn flow_vit(spec: &ParamSpec, all: &[ParamSpec]) -> Rule {
             _ => Rule::Zeros,
         };
     }
-    // PyTorch's: both parameters of a layer within one over the root of its inputs.
+    pytorch(spec, all)
+}
+
+fn autoencoder(spec: &ParamSpec, all: &[ParamSpec]) -> Rule {
+    match (spec.name.contains("norm"), spec.name.ends_with("weight")) {
+        (true, true) => Rule::Ones,
+        (true, false) => Rule::Zeros,
+        _ => pytorch(spec, all),
+    }
+}
+
+/// Both parameters of a layer within one over the root of its inputs.
+fn pytorch(spec: &ParamSpec, all: &[ParamSpec]) -> Rule {
+    let name = spec.name.as_str();
     let weight = name.strip_suffix(".bias").map(|layer| format!("{layer}.weight"));
     let weight = weight.and_then(|weight| all.iter().find(|s| s.name == weight)).unwrap_or(spec);
     Rule::Uniform(1.0 / (weight.shape[1..].iter().product::<usize>() as f64).sqrt())

@@ -5,14 +5,17 @@ mod dit;
 mod flow_vit;
 mod init;
 mod parameters;
+pub mod vae;
+pub mod work;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::config::{Architecture, ModelConfig};
+use crate::models::config::{ModelConfig, NetworkConfig};
 use crate::models::specs;
 use crate::nn::params::{ParamSpec, WeightSource};
 use crate::nn::training::{BlockStack, Keeping, Pair};
 use crate::ops::backward::patch::unpatchify_backward;
+use crate::ops::conv::channels_last;
 use crate::ops::loss::{mse, mse_backward};
 use crate::ops::patch::{patchify, unpatchify};
 use crate::tensor::{DType, Tensor};
@@ -25,9 +28,12 @@ pub enum Params {
     FlowVit(Box<flow_vit::FlowVitParams>),
     /// Of the DiT.
     Dit(Box<dit::DitParams>),
+    /// Of the auto-encoder.
+    Vae(Box<vae::VaeParams>),
 }
 
-/// A tensor of a model with the name of the parameter that it is, or is a part of: the parts follow one another.
+/// A tensor of a model with the name of the parameter that it is, or is a part of: the parts follow one another. The only tensors
+/// of four dimensions are weights of convolutions, [N, kh, kw, C] where the parameter is [N, C, kh, kw].
 pub struct Named<'a> {
     /// As [`specs`] has it.
     pub name: String,
@@ -86,13 +92,19 @@ impl Params {
     /// # Errors
     /// [`Error::Usage`] for a kind of network that cannot be trained; [`Error::OutOfMemory`].
     pub fn zeros(config: &ModelConfig, device: &Device, dtype: DType) -> Result<Self> {
-        match config.architecture() {
-            Architecture::FlowVit => {
-                Ok(Self::FlowVit(Box::new(flow_vit::FlowVitParams::zeros(config, device, dtype)?)))
+        Ok(match &config.network {
+            NetworkConfig::FlowVit(_) => {
+                Self::FlowVit(Box::new(flow_vit::FlowVitParams::zeros(config, device, dtype)?))
             }
-            Architecture::Dit => Ok(Self::Dit(Box::new(dit::DitParams::zeros(config, device, dtype)?))),
-            other => Err(Error::usage(format!("{} cannot be trained: dit or flow_vit expected", other.name()))),
-        }
+            NetworkConfig::Dit(_) => Self::Dit(Box::new(dit::DitParams::zeros(config, device, dtype)?)),
+            NetworkConfig::AutoencoderKl(sizes) => {
+                Self::Vae(Box::new(vae::VaeParams::zeros(config, sizes, device, dtype)?))
+            }
+            other => {
+                let name = other.architecture().name();
+                return Err(Error::usage(format!("{name} cannot be trained: dit or flow_vit expected")));
+            }
+        })
     }
 
     /// Every tensor.
@@ -100,6 +112,7 @@ impl Params {
         match self {
             Self::FlowVit(params) => params.tensors(),
             Self::Dit(params) => params.tensors(),
+            Self::Vae(params) => params.tensors(),
         }
     }
 
@@ -108,6 +121,7 @@ impl Params {
         match self {
             Self::FlowVit(params) => params.tensors_mut(),
             Self::Dit(params) => params.tensors_mut(),
+            Self::Vae(params) => params.tensors_mut(),
         }
     }
 
@@ -125,7 +139,10 @@ impl Params {
             let part = values
                 .get(at..at + tensor.len())
                 .ok_or_else(|| Error::Runtime(format!("{current}: found {} elements, more expected", values.len())))?;
-            tensor.write_f32(device, part)?;
+            match *tensor.shape() {
+                [n, kh, kw, c] => tensor.write_f32(device, &channels_last(part, [n, c, kh, kw]))?,
+                _ => tensor.write_f32(device, part)?,
+            }
             at += tensor.len();
         }
         Ok(())
@@ -146,7 +163,14 @@ impl Params {
     pub fn read(&self, config: &ModelConfig, device: &Device) -> Result<Vec<(ParamSpec, Vec<f32>)>> {
         let tensors = self.tensors();
         let values = |spec: ParamSpec| {
-            let parts = tensors.iter().filter(|named| named.name == spec.name).map(|n| n.tensor.to_f32(device));
+            let parts = tensors.iter().filter(|named| named.name == spec.name).map(|named| {
+                let values = named.tensor.to_f32(device)?;
+                Ok(match *named.tensor.shape() {
+                    // The other way round: [N, taps, C] to [N, C, taps].
+                    [n, kh, kw, c] => channels_last(&values, [n, kh * kw, c, 1]),
+                    _ => values,
+                })
+            });
             let values = parts.collect::<Result<Vec<_>>>()?.concat();
             Ok((spec, values))
         };
@@ -193,6 +217,7 @@ enum Network {
 }
 
 /// Images of one step, on the host.
+#[derive(Clone, Copy)]
 pub struct Examples<'a> {
     /// [B, C, H, W], (1 - t) data + t noise.
     pub x: &'a [f32],
@@ -221,6 +246,7 @@ impl Step {
                 Network::FlowVit(Box::new(step))
             }
             Params::Dit(p) => Network::Dit(Box::new(dit::DitStep::new(config, p, device, dtype, batch, keeping)?)),
+            Params::Vae(_) => return Err(other_model()),
         };
         let (size, p) = (config.image_size, config.transformer().patch_size);
         let image = |dtype: DType, c: usize| Tensor::zeros(device, dtype, &[batch, c, size, size]);

@@ -2,10 +2,12 @@
 //! the parameters' struct, in the wide type, and are added to (`+=`); those of activations are written (`=`).
 
 mod block;
+mod image;
 mod stack;
 mod time;
 
 pub use block::{BlockParams, BlockSaved, BlockScratch, Drop, Modulation};
+pub use image::{ConvParams, ImageLayer, NormParams, ResParams, ResSaved};
 pub use stack::{BlockStack, Keeping};
 pub use time::{VectorMlp, VectorSaved};
 

@@ -1,12 +1,14 @@
 //! The settings of a training run: TOML tables in which every key has a default and an unknown one is refused with the
 //! nearest known one.
 
+mod autoencoder;
 mod data;
 mod model;
 mod recipe;
 mod run;
 mod section;
 
+pub use self::autoencoder::AutoencoderSection;
 pub use self::data::DataSection;
 pub use self::model::{Gelu, ModelPlan, Network, NewModel};
 pub use self::recipe::{
@@ -28,14 +30,17 @@ use crate::io::{known, read_text};
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Every table.
-const SECTIONS: [&str; 9] =
-    ["model", "data", "flow", "conditions", "optimizer", "precision", "regularisation", "memory", "run"];
+const SECTIONS: [&str; 10] =
+    ["model", "autoencoder", "data", "flow", "conditions", "optimizer", "precision", "regularisation", "memory", "run"];
 
 /// All that decides a training run, but for the device.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TrainConfig {
     /// What is trained.
     pub model: ModelPlan,
+    /// A stage before, whose latents the model learns; none for a model of the images themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoencoder: Option<AutoencoderSection>,
     /// On which images.
     pub data: DataSection,
     /// The path from data to noise.
@@ -71,6 +76,7 @@ impl TrainConfig {
         }
         let config = Self {
             model: parse(table, "model", ModelPlan::from_table)?,
+            autoencoder: table.contains_key(AutoencoderSection::NAME).then(|| section(table)).transpose()?,
             data: parse(table, DataSection::NAME, DataSection::parse)?,
             flow: section(table)?,
             conditions: section(table)?,
@@ -107,6 +113,10 @@ impl TrainConfig {
     pub fn check(&self) -> Result<(), String> {
         let named = |name: &str, checked: Result<(), String>| checked.map_err(|reason| format!("[{name}] {reason}"));
         named("model", self.model.check())?;
+        if let Some(autoencoder) = &self.autoencoder {
+            check(autoencoder)?;
+            autoencoder.check_with(&self.model)?;
+        }
         check(&self.data)?;
         check(&self.flow)?;
         check(&self.conditions)?;
@@ -115,6 +125,14 @@ impl TrainConfig {
         check(&self.regularisation)?;
         check(&self.memory)?;
         check(&self.run)
+    }
+
+    /// Settings of the stages of a run: of the auto-encoder, if there is one, and of the model.
+    pub fn stages(&self) -> (Option<Self>, Self) {
+        let Some(autoencoder) = &self.autoencoder else { return (None, self.clone()) };
+        let minutes = self.run.minutes.map(|minutes| minutes * (1.0 - autoencoder.share));
+        let second = Self { run: RunSection { minutes, ..self.run.clone() }, ..self.clone() };
+        (Some(autoencoder.first_stage(self)), second)
     }
 }
 
@@ -135,6 +153,8 @@ fn home_of(key: &str) -> Option<&'static str> {
     .filter_map(here)
     .chain(model::keys().any(|k| k == key).then_some("model"))
     .collect();
+    // The auto-encoder has keys of others, too; theirs go before.
+    let homes = if homes.is_empty() { here(&entry::<AutoencoderSection>()).into_iter().collect() } else { homes };
     <[&str; 1]>::try_from(homes).ok().map(|[home]| home)
 }
 

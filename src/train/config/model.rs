@@ -166,6 +166,7 @@ impl NewModel {
             value_range,
             prediction: Prediction::Velocity,
             sampling: Sampling::default(),
+            autoencoder: None,
             network: if dit { NetworkConfig::Dit(sizes) } else { NetworkConfig::FlowVit(sizes) },
         }
     }

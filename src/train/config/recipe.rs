@@ -134,14 +134,14 @@ impl FlowSection {
         }
         self.fits(prediction).map_err(|reason| format!("[flow] {reason}"))?;
         model.prediction = prediction;
-        let (range, own) = (model.value_range, &mut model.sampling);
+        let (range, of_images, own) = (model.value_range, model.autoencoder.is_none(), &mut model.sampling);
         own.time_shift = self.time_shift.unwrap_or(own.time_shift);
         own.solver = self.solver.unwrap_or(own.solver);
         own.diffusion.beta_schedule = self.beta_schedule.unwrap_or(own.diffusion.beta_schedule);
         if new && prediction != Prediction::Velocity {
-            // Asked at timesteps as they are; and what it sees in mere noise is no more than noise.
+            // Asked at timesteps as they are; and what it sees in mere noise is no more than noise. Latents have no bounds.
             model.time.scale = 1.0;
-            own.diffusion.clip_sample = true;
+            own.diffusion.clip_sample = of_images;
             own.diffusion.clip_sample_range = range.0.abs().max(range.1.abs());
         }
         Ok(())

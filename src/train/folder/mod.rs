@@ -7,6 +7,7 @@
 //! curve.svg            the losses as a picture
 //! samples/             step-00001000.png, ...: images of the same noise
 //! checkpoints/         what training goes on from
+//! autoencoder/         of a run in latents: the same for its first stage, but for settings and record
 //! config.json          \ the exported model, which `arclet sample --model FOLDER` takes; its writer is the caller
 //! model.safetensors    /
 //! ```
@@ -24,6 +25,7 @@ use super::checkpoint;
 use super::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::io::write_atomic;
+use crate::models::autoencoder_kl;
 
 const CONFIG: &str = "config.toml";
 const RECORD: &str = "run.json";
@@ -35,14 +37,15 @@ const MODEL_WEIGHTS: &str = "model.safetensors";
 const LOCK: &str = ".lock";
 
 /// What a new run would write over.
-const OWN: [&str; 8] = [CONFIG, RECORD, METRICS, CURVE, SAMPLES, MODEL_CONFIG, MODEL_WEIGHTS, checkpoint::FOLDER];
+const OWN: [&str; 9] =
+    [CONFIG, RECORD, METRICS, CURVE, SAMPLES, MODEL_CONFIG, MODEL_WEIGHTS, checkpoint::FOLDER, autoencoder_kl::FOLDER];
 
 /// The folder of a run, which no other process writes as long as this lives.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// Held, not read: the system unlocks it with the end of the process, however that comes.
-    _lock: File,
+    /// Held, not read: the system unlocks it with the end of the process, however that comes. Of a stage, the run's.
+    _lock: Option<File>,
 }
 
 impl RunFolder {
@@ -106,8 +109,16 @@ impl RunFolder {
                 Err(Error::Usage(format!("{}: another process trains there", path.display())))
             }
             // Some file systems have no locks; then it is up to the user.
-            Err(TryLockError::Error(_)) | Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: file }),
+            Err(TryLockError::Error(_)) | Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: Some(file) }),
         }
+    }
+
+    /// The folder of the first stage of a run in latents, made where it is missing. Settings, record and lock are the run's, which
+    /// has to live as long.
+    pub fn autoencoder(&self) -> Result<Self> {
+        let stage = Self { path: self.path.join(autoencoder_kl::FOLDER), _lock: None };
+        fs::create_dir_all(stage.samples()).map_err(|e| Error::output(stage.samples(), e))?;
+        Ok(stage)
     }
 
     /// Replaces the settings, for a run that goes on with other ones: more steps, for instance.

@@ -53,6 +53,31 @@ fn the_recipe_for_lenses_is_of_the_embedded_models_shape() {
     assert_eq!(config.optimizer.kind, OptimizerKind::AdamW);
 }
 
+/// Minutes are shared out, and what the first stage does not say is as the second's.
+#[test]
+fn a_run_in_latents_has_two_stages() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut config = TrainConfig::read(&root.join("configs/lens-ldm.toml")).unwrap();
+    assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config);
+    config.run.minutes = Some(4.0);
+    let section = config.autoencoder.clone().expect("a first stage");
+    let (first, second) = config.stages();
+    let first = first.expect("a first stage");
+    assert_eq!((first.run.minutes, second.run.minutes), (Some(4.0 * section.share), Some(4.0 * (1.0 - section.share))));
+    assert_eq!((first.data.batch_size, first.optimizer.learning_rate), (section.batch_size, section.learning_rate));
+    assert_eq!((first.run.seed, first.optimizer.betas), (config.run.seed, config.optimizer.betas));
+    let ModelPlan::New(model) = &config.model else { panic!("a new model expected") };
+    let latents = section.latent_config(model, &[], (-1.0, 1.0));
+    assert_eq!((latents.image_size, latents.in_channels), (16, section.latent_channels));
+    assert_eq!(section.config(model, (-1.0, 1.0)).image_size, 64);
+
+    config.run.minutes = None;
+    config.run.steps = Some(7);
+    let (first, second) = config.stages();
+    assert_eq!((first.unwrap().run.steps, second.run.steps), (Some(5000), Some(7)), "steps are the model's");
+    assert_eq!(parse("").unwrap().stages().0, None);
+}
+
 #[test]
 fn tables_say_what_they_say() {
     let config = parse(
@@ -132,6 +157,16 @@ fn what_does_not_fit_is_named() {
         ("[model]\ninit = \"a\"\ndepth = 3", &["[model] key \"depth\" beside \"init\""]),
         ("[model]\ninit = \"\"", &["[model] init is empty"]),
         ("[model]\ninit = 3", &["[model] key \"init\": found integer, expected a string"]),
+        (
+            "[autoencoder]\nlatent_chanels = 2",
+            &["[autoencoder] unknown key \"latent_chanels\"", "\"latent_channels\"?"],
+        ),
+        ("[autoencoder]\nnorm_groups = 5", &["[autoencoder] norm_num_groups is 5, a divisor of the 16 channels of"]),
+        ("[autoencoder]\nshare = 0", &["[autoencoder] share is 0, a number above 0"]),
+        ("[autoencoder]\nblock_channels = []", &["[autoencoder] the number of block_channels is 0"]),
+        ("[autoencoder]\n[model]\nimage_size = 36", &["[model] in the latents of [autoencoder]: image_size is 9"]),
+        ("[autoencoder]\n[model]\ninit = \"a\"", &["init beside a table [autoencoder]"]),
+        ("kl_weight = 1.0", &["key \"kl_weight\" belongs into [autoencoder]"]),
         ("[data]\nbatch_size = 0", &["[data] batch_size is 0"]),
         ("[data]\npath = \"\"", &["[data] path is empty"]),
         ("[data.transform]\nresise = 3", &["[data] transform: unknown key \"resise\", did you mean \"resize\"?"]),

@@ -5,6 +5,8 @@ mod data;
 mod diffusion;
 mod embedded;
 mod gpu;
+#[cfg(unix)]
+mod latents;
 mod parameters;
 mod refusals;
 mod samples;

@@ -115,8 +115,15 @@ impl Bench {
         };
         let validation = Some(self.set("val", None));
         let seed = config.run.seed;
-        let plan =
-            Plan { config: config.clone(), model: model.clone(), data, validation, device: device.clone(), stop };
+        let plan = Plan {
+            config: config.clone(),
+            model: model.clone(),
+            data,
+            validation,
+            device: device.clone(),
+            latents: None,
+            stop,
+        };
         let mut read = |name: &str| Ok(initial(&model, name, seed).expect("a parameter"));
         Trainer::new(plan, folder, resume, &mut read).map(|(trainer, warnings)| {
             assert!(warnings.is_empty(), "{warnings:?}");

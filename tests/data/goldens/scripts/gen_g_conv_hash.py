@@ -99,6 +99,19 @@ def vae(m, dtype):
 golden("autoencoder_kl", lambda: AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, sample_size=32, layers_per_block=1, block_out_channels=[16, 32], norm_num_groups=8, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2), vae)
 
 
+def vae_step(m, dtype):  # loss and all gradients of a training step, the latents' noise with channels last
+    with torch.enable_grad(), diffusers_f64_timesteps():
+        x, noise = inp("x", 2, 1, 16, 16).to(dtype), inp("noise", 2, 8, 8, 2).to(dtype).permute(0, 3, 1, 2)
+        d = m.encode(x).latent_dist
+        kl = d.kl().mean() / noise[0].numel()  # torch: the sum over an image's latents
+        loss = F.mse_loss(m.decode(d.mean + d.std * noise).sample, x) + 0.1 * kl
+        m.zero_grad(); loss.backward()
+        return {"loss": loss.detach().view(1), **{"grad." + k: p.grad.clone() for k, p in m.named_parameters()}}
+
+
+golden("autoencoder_kl_step", lambda: AutoencoderKL(in_channels=1, out_channels=1, latent_channels=2, layers_per_block=1, block_out_channels=[4, 8], norm_num_groups=2, mid_block_add_attention=False, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2), vae_step)
+
+
 def unet(m, dtype):
     with diffusers_f64_timesteps():
         return {"out.eps": m(inp("x", 2, 1, 16, 16).to(dtype), torch.tensor([17.0, 803.0], dtype=dtype), return_dict=False)[0]}
