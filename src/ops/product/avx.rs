@@ -88,6 +88,7 @@ macro_rules! avx512_loop {
                         let mut columns = [_mm512_setzero_ps(); P];
                         for p in 0..P {
                             columns[p] = _mm512_load_ps(b.add(p * panel));
+                            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(p * panel + 24 * LANES).cast());
                         }
                         for row in 0..R {
                             let $word = _mm512_set1_epi32(*a.add(row * LANES + step) as i32);
