@@ -118,7 +118,7 @@ pub fn phi_for_bf16(x: f32) -> f32 {
     p = p.mul_add(s, 1.239_275e-2);
     p = p.mul_add(s, -1.697_400_8e-2);
     p = p.mul_add(s, 2.758_987_6e-2);
-    p = p.mul_add(s, -4.048_690_9e-2);
+    p = p.mul_add(s, -4.048_691e-2);
     p = p.mul_add(s, 5.481_763_6e-2);
     p = p.mul_add(s, -7.717_66e-2);
     p = p.mul_add(s, 1.569_022_7e-1);

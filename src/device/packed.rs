@@ -164,7 +164,7 @@ impl PackedRows {
             let word = self.line(row, column / (LANES * per_word)).0[column / per_word % LANES];
             match self.element {
                 Element::F32 => f32::from_bits(word),
-                Element::Bf16Pair if column % 2 == 0 => f32::from_bits(word << 16),
+                Element::Bf16Pair if column.is_multiple_of(2) => f32::from_bits(word << 16),
                 Element::Bf16Pair => f32::from_bits(word & 0xffff_0000),
             }
         };

@@ -27,6 +27,18 @@ fn nothing_said_is_the_default_and_comes_back() {
 }
 
 #[test]
+fn every_recipe_is_one() {
+    let mut recipes = 0;
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")).unwrap() {
+        let path = entry.unwrap().path();
+        let config = TrainConfig::read(&path).unwrap();
+        assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config, "{}", path.display());
+        recipes += 1;
+    }
+    assert!(recipes >= 4, "{recipes}");
+}
+
+#[test]
 fn the_recipe_for_lenses_is_of_the_embedded_models_shape() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = TrainConfig::read(&root.join("configs/lens-dit-s.toml")).unwrap();
